@@ -1,0 +1,96 @@
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+NEU_SIZES = {"crazing": 10, "inclusion": 10, "patches": 10}
+
+# A model that trains in a second, for tests of everything around it.
+TINY = [
+    "image_size=32",
+    "patch_size=8",
+    "dim=32",
+    "depth=2",
+    "heads=2",
+    "dim_head=16",
+    "mlp_dim=64",
+]
+TINY += ["epochs=6", "batch_size=8", "warmup_epochs=1", "learning_rate=2e-3", "transpose=false"]
+TINY_ARGS = [part for setting in TINY for part in ("--set", setting)]
+
+
+def striped(kind, seed, size=40):
+    """A noisy grey image: rows (kind 0), columns (1), or squares (2)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] // 5 % 2
+    pattern = (y, x, y ^ x)[kind % 3]
+    noise = rng.normal(0, 20, (size, size))
+    return Image.fromarray((90 + 60 * pattern + noise).clip(0, 255).astype(np.uint8))
+
+
+def make_folder(folder, sizes, suffix=".png"):
+    """A class folder of striped images for each name in `sizes`."""
+    for kind, (name, count) in enumerate(sizes.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(1, count + 1):
+            striped(kind, 1000 * kind + i).save(folder / name / f"{name}_{i}{suffix}")
+    return folder
+
+
+def zip_folder(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Three classes of ten images each, in folders."""
+    return make_folder(tmp_path / "images", NEU_SIZES)
+
+
+@pytest.fixture(scope="session")
+def neu_zip():
+    """The real data set, where NEU_CLS_ZIP names it."""
+    path = os.environ.get("NEU_CLS_ZIP")
+    if not path:
+        pytest.skip("NEU_CLS_ZIP is not set")
+    return Path(path)
+
+
+def run_program(*args, cwd):
+    """A program in a process of its own, as a user starts it."""
+    return subprocess.run(
+        [sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+class Bundle:
+    def __init__(self, home, student_id):
+        self.home = home
+        self.folder = home / "outputs" / student_id
+        self.run = self.folder / "run"
+        self.pdf, self.code, self.weights = (
+            self.folder / f"{student_id}_Lab8_Homework.{kind}" for kind in ("pdf", "py", "pth")
+        )
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory):
+    """A finished bundle of a tiny run on a zip, with the process that made it."""
+    home = tmp_path_factory.mktemp("home folder ä")  # a space and an umlaut, as users have
+    zip_folder(make_folder(home / "images", NEU_SIZES), home / "dataset.zip")
+    process = run_program(
+        ROOT / "run.py", "--student-id", "0812345", "--name", "Lin Mei <b>", *TINY_ARGS, cwd=home
+    )
+    assert process.returncode == 0, process.stderr
+    made = Bundle(home, "0812345")
+    made.process = process
+    return made

@@ -1,0 +1,166 @@
+"""The Vision Transformer, written out by hand.
+
+Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
+ICLR 2021, https://arxiv.org/abs/2010.11929. Equation numbers below are that paper's.
+
+Shapes in comments: b images, n tokens, d = dim (token width), h heads, k = dim_head.
+"""
+
+import torch
+from einops import einsum, rearrange, repeat
+from einops.layers.torch import Rearrange
+from torch import nn
+
+
+def pair(t):
+    """(t, t), unless t is a tuple already: one number means a square."""
+    return t if isinstance(t, tuple) else (t, t)
+
+
+class PreNorm(nn.Module):
+    """LayerNorm before `fn`: the LN(.) inside equations 2 and 3. (b, n, d) -> what `fn` returns."""
+
+    def __init__(self, dim, fn):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.fn = fn
+
+    def forward(self, x, **kwargs):
+        return self.fn(self.norm(x), **kwargs)
+
+
+class FeedForward(nn.Module):
+    """The MLP of equation 3: two linear layers with a GELU between. (b, n, d) -> (b, n, d)."""
+
+    def __init__(self, dim, hidden_dim, dropout=0.0):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(dim, hidden_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, dim),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, equations 5 to 8 (appendix A). (b, n, d) -> (b, n, d)."""
+
+    def __init__(self, dim, heads=4, dim_head=64, dropout=0.0):
+        super().__init__()
+        inner_dim = heads * dim_head
+        one_head_of_full_width = heads == 1 and dim_head == dim
+
+        self.heads = heads
+        self.scale = dim_head**-0.5
+        self.attend = nn.Softmax(dim=-1)
+        self.dropout = nn.Dropout(dropout)
+        self.to_qkv = nn.Linear(dim, inner_dim * 3, bias=False)
+        self.to_out = (
+            nn.Identity()
+            if one_head_of_full_width
+            else nn.Sequential(nn.Linear(inner_dim, dim), nn.Dropout(dropout))
+        )
+
+    def forward(self, x):
+        # Equation 5: [q, k, v] = z U_qkv, for all heads at once.
+        q, k, v = rearrange(self.to_qkv(x), "b n (qkv h k) -> qkv b h n k", qkv=3, h=self.heads)
+        # Equation 6: A = softmax(q k^T / sqrt(D_h)), one n x n matrix of weights a head.
+        weights = self.attend(einsum(q, k, "b h i k, b h j k -> b h i j") * self.scale)
+        # Equation 7: SA(z) = A v.
+        out = einsum(self.dropout(weights), v, "b h i j, b h j k -> b h i k")
+        # Equation 8: MSA(z) = [SA_1(z); ...; SA_h(z)] U_msa.
+        return self.to_out(rearrange(out, "b h n k -> b n (h k)"))
+
+
+class Transformer(nn.Module):
+    """The encoder: `depth` blocks of attention and MLP, each added to its input. (b, n, d) -> same."""
+
+    def __init__(self, dim, depth, heads, dim_head, mlp_dim, dropout=0.0):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    PreNorm(dim, Attention(dim, heads, dim_head, dropout)),
+                    PreNorm(dim, FeedForward(dim, mlp_dim, dropout)),
+                ]
+            )
+            for _ in range(depth)
+        )
+
+    def forward(self, x):
+        for attention, feed_forward in self.layers:
+            x = attention(x) + x  # equation 2: z'_l = MSA(LN(z_{l-1})) + z_{l-1}
+            x = feed_forward(x) + x  # equation 3: z_l = MLP(LN(z'_l)) + z'_l
+        return x
+
+
+class ViT(nn.Module):
+    """Images (b, channels, height, width) -> logits (b, num_classes).
+
+    Sizes are in pixels; `image_size` and `patch_size` are one number or (height, width).
+    `pool` is "cls" (the class token, as in the paper) or "mean" (the mean of all tokens).
+    ValueError where the image does not divide into patches, where `pool` is neither, or where a
+    batch has another shape than the model was built for.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size,
+        patch_size,
+        num_classes,
+        dim,
+        depth,
+        heads,
+        mlp_dim,
+        pool="cls",
+        channels=1,
+        dim_head=64,
+        dropout=0.0,
+        emb_dropout=0.0,
+    ):
+        super().__init__()
+        image_height, image_width = pair(image_size)
+        patch_height, patch_width = pair(patch_size)
+        if image_height % patch_height or image_width % patch_width:
+            raise ValueError(
+                f"an image of {image_height}x{image_width} pixels does not divide into patches "
+                f"of {patch_height}x{patch_width}"
+            )
+        if pool not in ("cls", "mean"):
+            raise ValueError(f"pool must be 'cls' or 'mean', not {pool!r}")
+
+        num_patches = (image_height // patch_height) * (image_width // patch_width)
+        patch_dim = channels * patch_height * patch_width
+        self.image_shape = (channels, image_height, image_width)
+        self.pool = pool
+
+        self.to_patch_embedding = nn.Sequential(
+            Rearrange("b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=patch_height, p2=patch_width),
+            nn.Linear(patch_dim, dim),
+        )
+        self.pos_embedding = nn.Parameter(torch.randn(1, num_patches + 1, dim))
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
+        self.dropout = nn.Dropout(emb_dropout)
+        self.transformer = Transformer(dim, depth, heads, dim_head, mlp_dim, dropout)
+        self.to_latent = nn.Identity()
+        self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
+
+    def forward(self, img):
+        if img.ndim != 4 or tuple(img.shape[1:]) != self.image_shape:
+            raise ValueError(
+                "expected a batch of images of shape (batch, {}, {}, {}), ".format(*self.image_shape)
+                + f"got {tuple(img.shape)}"
+            )
+        # Equation 1: z_0 = [x_class; x_p^1 E; ...; x_p^N E] + E_pos.
+        x = self.to_patch_embedding(img)
+        cls_tokens = repeat(self.cls_token, "1 1 d -> b 1 d", b=x.shape[0])
+        x = torch.cat((cls_tokens, x), dim=1) + self.pos_embedding
+        x = self.transformer(self.dropout(x))
+        # Equation 4: y = LN(z_L^0); the norm is the first layer of the head.
+        x = x.mean(dim=1) if self.pool == "mean" else x[:, 0]
+        return self.mlp_head(self.to_latent(x))
