@@ -1,0 +1,160 @@
+"""The recipe: every hyperparameter of a run in one place, with its default, its unit and its check.
+
+A recipe is plain data. It is read from a `.toml` in recipes/, changed by `--set name=value`, saved
+in the run record, and written into the submitted `.py`.
+"""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class InputError(Exception):
+    """What the user gave can't be used. The text is one line: what is wrong, where, what to do."""
+
+
+def _value(default, doc, low=None, high=None, choices=None):
+    return field(
+        default=default,
+        metadata={"doc": doc, "low": low, "high": high, "choices": choices},
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters. The defaults are the `default` recipe."""
+
+    # The model (vit.ViT's arguments of the same names).
+    image_size: int = _value(128, "side of the square the model sees, pixels", 4, 4096)
+    patch_size: int = _value(16, "side of a patch, pixels; divides image_size", 1, 4096)
+    channels: int = _value(1, "1 grey, 3 colour", choices=(1, 3))
+    dim: int = _value(128, "width of a token", 1, 16384)
+    depth: int = _value(6, "encoder blocks", 1, 256)
+    heads: int = _value(4, "attention heads a block", 1, 1024)
+    dim_head: int = _value(32, "width of a head", 1, 16384)
+    mlp_dim: int = _value(256, "hidden width of the MLP", 1, 65536)
+    pool: str = _value("mean", "what the head reads: class token or mean", choices=("cls", "mean"))
+    dropout: float = _value(0.0, "dropout in the encoder, probability", 0.0, 0.99)
+    emb_dropout: float = _value(0.0, "dropout after the embedding, probability", 0.0, 0.99)
+
+    # The images.
+    standardize: bool = _value(True, "each image to mean 0 and variance 1; else (x - 0.5) / 0.5")
+    flip: bool = _value(True, "random flips, left-right and up-down")
+    transpose: bool = _value(True, "random swap of rows and columns (with flips: quarter turns)")
+    crop: float = _value(0.06, "random shift, up to this share of the side", 0.0, 0.5)
+    brightness: float = _value(0.0, "random brightness, +- this share of the range", 0.0, 1.0)
+    contrast: float = _value(0.0, "random contrast, +- this share", 0.0, 1.0)
+
+    # The optimisation.
+    epochs: int = _value(80, "passes over the training images", 1, 100_000)
+    batch_size: int = _value(64, "images a step", 1, 1_000_000)
+    learning_rate: float = _value(1e-3, "peak learning rate of AdamW", 1e-9, 10.0)
+    weight_decay: float = _value(0.05, "decoupled weight decay", 0.0, 10.0)
+    warmup_epochs: float = _value(5.0, "epochs of linear warm-up before the cosine", 0.0, 100_000)
+    label_smoothing: float = _value(0.1, "label smoothing of the training loss", 0.0, 0.99)
+    clip_norm: float = _value(1.0, "gradients are clipped to this norm; 0: never", 0.0, 1e6)
+
+    # The random numbers.
+    seed: int = _value(42, "seed of weights, batch order and augmentation", 0, 2**31 - 1)
+    split_seed: int = _value(42, "seed of the 70/30 split", 0, 2**31 - 1)
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
+        if self.image_size % self.patch_size:
+            raise InputError(
+                f"image_size = {self.image_size} does not divide into patches of patch_size = "
+                f"{self.patch_size}: choose a patch_size that divides it"
+            )
+
+    def values(self):
+        """All values by name, in order: JSON-ready."""
+        return dataclasses.asdict(self)
+
+
+def _checked(f, value):
+    """`value` as the field's type, or InputError."""
+    kind, meta = type(f.default), f.metadata
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        names = {
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            str: "a word",
+        }
+        raise InputError(f"{f.name} must be {names[kind]}, not {value!r}")
+    if meta["choices"] and value not in meta["choices"]:
+        allowed = " or ".join(str(c) for c in meta["choices"])
+        raise InputError(f"{f.name} must be {allowed}, not {value!r}")
+    if meta["low"] is not None and not meta["low"] <= value <= meta["high"]:
+        raise InputError(f"{f.name} must be from {meta['low']} to {meta['high']}, not {value}")
+    return value
+
+
+def _unknown(name):
+    known = [f.name for f in dataclasses.fields(Recipe)]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "`--help` lists them"
+    return InputError(f"no hyperparameter is called {name!r}; {hint}")
+
+
+def parse_setting(text):
+    """(name, value) of a text "name=value", the value read as TOML. InputError if it can't be."""
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not equals:
+        raise InputError(f"--set {text}: write it as name=value, e.g. --set epochs=10")
+    fields = {f.name: f for f in dataclasses.fields(Recipe)}
+    if name not in fields:
+        raise _unknown(name)
+    if isinstance(fields[name].default, str):
+        return name, value.strip().strip("\"'")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        raise InputError(f"--set {text}: can't read {value.strip()!r} as a value") from None
+
+
+def named_recipes():
+    """The names of the recipes that come with the project, sorted."""
+    return sorted(p.stem for p in RECIPES.glob("*.toml"))
+
+
+def load_recipe(name_or_path="default", settings=()):
+    """A Recipe from a name in recipes/ or the path of a `.toml`, with (name, value) `settings` on top.
+
+    InputError if there is no such file, it is not TOML, or a name or value does not fit.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = RECIPES / f"{name_or_path}.toml"
+        if not path.is_file():
+            raise InputError(
+                f"no recipe is called {str(name_or_path)!r}; there are {', '.join(named_recipes())}, "
+                "or give the path of a .toml file"
+            )
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"can't read the recipe {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"the recipe {path} is not valid TOML: {error}") from None
+    known = {f.name for f in dataclasses.fields(Recipe)}
+    for name in values:
+        if name not in known:
+            raise InputError(f"{path}: {_unknown(name)}")
+    values.update(settings)
+    try:
+        return Recipe(**values)
+    except InputError as error:
+        raise InputError(f"recipe {path.stem}: {error}") from None
