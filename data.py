@@ -1,0 +1,410 @@
+"""A zip or a folder of images -> a checked 70/30 split -> batches on the device.
+
+The assignment's steps 1 and 2, with its three slips corrected: names are sorted before the seeded
+shuffle (`os.listdir` has no fixed order), the cut is made in whole numbers (`int(n * 0.7)` can be
+one too few), and images are resized to a square (`Resize(28, 28)` takes the second 28 for the
+interpolation).
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import zipfile
+import zlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import synthetic
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch.utils.data import TensorDataset
+
+from recipe import InputError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
+# Folders of a ready-made split, which is pooled and split again; "images" stands inside them in
+# some copies of NEU-DET.
+SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing", "images"}
+TRAIN_PERCENT = 70
+# A few broken files among many are left out and listed; more than this share stops the run.
+MAX_UNREADABLE_PERCENT = 5
+
+
+def is_image_name(path):
+    """True for an image file; False for other files and what operating systems leave in archives."""
+    path = PurePosixPath(path)
+    junk = any(part == "__MACOSX" or part.startswith(".") for part in path.parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not junk
+
+
+def extract_images(zip_path, folder):
+    """Extract the images of a zip into `folder`. InputError if it is no zip, damaged or encrypted."""
+    try:
+        with zipfile.ZipFile(zip_path) as archive:
+            entries = [e for e in archive.infolist() if not e.is_dir() and is_image_name(e.filename)]
+            needed, free = sum(e.file_size for e in entries), shutil.disk_usage(folder).free
+            if needed > free:
+                raise InputError(
+                    f"{zip_path} needs {needed / 1e9:.1f} GB unpacked and {folder} has "
+                    f"{free / 1e9:.1f} GB free: make room or name another --output-dir"
+                )
+            for entry in entries:  # extract() itself drops "..", drive letters and leading slashes
+                archive.extract(entry, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+        raise InputError(f"can't read {zip_path} as a zip ({error}): fetch it again") from None
+    except RuntimeError as error:  # zipfile's answer to an encrypted entry
+        raise InputError(f"can't unpack {zip_path}: {error}; unpack it and give the folder") from None
+
+
+def unzip(zip_path, folder):
+    """Extract the images of a zip into the new `folder`, all or none. InputError as above."""
+    folder.mkdir(parents=True)
+    try:
+        extract_images(zip_path, folder)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+
+
+def open_source(path, run):
+    """Where the images are: (folder, kind), kind being "zip", "folder" or "demonstration".
+
+    `path` is a zip, a folder, "demo" for drawn demonstration images, or None: then dataset.zip or
+    dataset/ in the working folder, else the demonstration images. Zips are unpacked to run/dataset.
+    """
+    if path is None:
+        path = next((p for p in ("dataset.zip", "dataset") if Path(p).exists()), "demo")
+    if path == "demo":
+        path = run / "dataset.zip"
+        synthetic.write_dataset(path)
+    path = Path(path)
+    if path.is_dir():
+        return path, "folder"
+    if not path.is_file():
+        raise InputError(f"--data {path}: there is no such zip or folder")
+    unzip(path, run / "dataset")
+    with zipfile.ZipFile(path) as archive:
+        drawn = archive.comment == synthetic.MARK
+    return run / "dataset", "demonstration" if drawn else "zip"
+
+
+def find_images(folder):
+    """The images under `folder` by class: {class: {name: path}}, both sorted, names unique in a class.
+
+    The class is the first folder below any wrapper folders and any ready-made split; files without
+    a class folder carry it in their name ("crazing_12.jpg", "Cr_12.bmp"). InputError where fewer
+    than two classes, or a class with fewer than two images, are found.
+    """
+    folder = Path(folder)
+    paths = sorted(
+        relative
+        for path in folder.rglob("*")
+        if is_image_name((relative := path.relative_to(folder)).as_posix()) and path.is_file()
+    )
+    if not paths:
+        raise InputError(f"no images (jpg, png, bmp, tif) in {folder}: check --data")
+
+    # A folder that everything stands in is a wrapper, unless it is the last hold of a class name.
+    folders = {path: list(path.parts[:-1]) for path in paths}
+    while len({tuple(parts[:1]) for parts in folders.values()}) == 1 and all(folders.values()):
+        folders = {path: parts[1:] for path, parts in folders.items()}
+    folders = {
+        path: [part for part in parts if part.lower() not in SPLIT_FOLDERS] for path, parts in folders.items()
+    }
+    if any(folders.values()):  # class folders: pictures lying beside them belong to no class
+        class_of = {path: parts[0] for path, parts in folders.items() if parts}
+    else:
+        matches = {path: re.match(r"(.+?)[ _\-(]*\d+\)?$", path.stem) for path in paths}
+        class_of = {path: match[1] for path, match in matches.items() if match}
+
+    files = {}
+    for name in sorted(set(class_of.values())):
+        members = [path for path in paths if class_of.get(path) == name]
+        seen = Counter(path.name for path in members)
+        # Pooled train/ and val/ folders may hold the same name twice: then the whole path is it.
+        files[name] = {
+            path.name if seen[path.name] == 1 else "-".join(path.parts): folder / path for path in members
+        }
+        files[name] = dict(sorted(files[name].items()))
+        if len(members) < 2:
+            raise InputError(
+                f"class {name!r} has a single image: at least 2 are needed, one to train and one to test"
+            )
+    if len(files) < 2:
+        raise InputError(
+            f"found no two classes in {folder}: put the images of each class in a folder of its name, "
+            "or name them after their class (crazing_1.jpg)"
+        )
+    return files
+
+
+class Picture(NamedTuple):
+    """One decoded file: pixels uint8 (channels, side, side), and what it was before resizing."""
+
+    pixels: np.ndarray
+    digest: str  # of the pixels at full size: equal images have equal digests
+    size: tuple  # width, height
+    mode: str  # Pillow's: "L" is grey, "RGB" colour
+
+
+def open_upright(path, channels):
+    """The image in a file as its camera held it, 8-bit grey (channels=1) or RGB (3); its size and mode.
+
+    OSError, ValueError or a Pillow error where the file can't be decoded.
+    """
+    with Image.open(path) as image:
+        size, mode = image.size, image.mode
+        image = ImageOps.exif_transpose(image)
+        if mode.startswith(("I", "F")):  # 16 or 32 bits a pixel: Pillow would clip, not scale
+            values = np.asarray(image, dtype=np.float64)
+            top = 65535.0 if values.max() > 255 else 255.0
+            image = Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
+        return image.convert("L" if channels == 1 else "RGB"), size, mode
+
+
+def load_picture(path, side, channels):
+    """Decode a file and resize it to side x side pixels. Raises what `open_upright` raises."""
+    image, size, mode = open_upright(path, channels)
+    digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).hexdigest()
+    pixels = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+    return Picture(np.atleast_3d(pixels).transpose(2, 0, 1).copy(), digest, size, mode)
+
+
+def save_thumbnail(path, target, channels, side=240):
+    """Save an image file as a PNG of at most side x side pixels, for the report."""
+    image, _, _ = open_upright(path, channels)
+    image.thumbnail((side, side))
+    image.save(target, optimize=True)
+
+
+def load_pictures(files, side, channels, tick=lambda: None):
+    """Decode all files, in parallel: ({(class, name): Picture}, [(path, reason) of unreadable ones]).
+
+    InputError if more than MAX_UNREADABLE_PERCENT of them can't be read.
+    """
+
+    def load(path):
+        try:
+            return load_picture(path, side, channels)
+        except Exception as error:  # a broken image can raise nearly anything out of a decoder
+            return f"{type(error).__name__}: {error}".replace(str(path), path.name)
+
+    keys = [(label, name) for label in files for name in files[label]]
+    paths = [files[label][name] for label, name in keys]
+    pictures, unreadable = {}, []
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        for key, path, result in zip(keys, paths, pool.map(load, paths)):
+            tick()
+            if isinstance(result, Picture):
+                pictures[key] = result
+            else:
+                unreadable.append((path, result))
+    if len(unreadable) * 100 > len(keys) * MAX_UNREADABLE_PERCENT:
+        path, reason = unreadable[0]
+        raise InputError(
+            f"{len(unreadable)} of {len(keys)} images can't be read, the first {path} ({reason}): "
+            "replace or remove them"
+        )
+    return pictures, unreadable
+
+
+def split_names(digests, seed=42):
+    """The 70/30 split of every class, by a seeded shuffle of its sorted names.
+
+    digests: {class: {name: digest of the pixels}}. Returns {"train": {class: [names]}, "test": ...}.
+    A class of n images has n * 70 // 100 on the training side. Images of equal pixels take the same
+    side, also across classes, so that no test image was trained on.
+    """
+    side_of, split = {}, {"train": {}, "test": {}}
+    for label in sorted(digests):
+        of = digests[label]
+        names = sorted(of)
+        quota = len(names) * TRAIN_PERCENT // 100
+        copies = Counter(of.values())
+        taken = sum(side_of.get(of[name]) == "train" for name in names)
+        shuffled = list(names)
+        random.Random(seed).shuffle(shuffled)
+        for name in shuffled:
+            if of[name] not in side_of:  # the first of its copies decides for all of them
+                fits = taken + copies[of[name]] <= quota
+                side_of[of[name]] = "train" if fits else "test"
+                taken += copies[of[name]] if fits else 0
+        for side in split:
+            split[side][label] = [name for name in names if side_of[of[name]] == side]
+    return split
+
+
+def place(source, target):
+    """Make `target` the same file as `source`: a hard link, else a symbolic link, else a copy."""
+    for how in (os.link, lambda s, t: os.symlink(Path(s).resolve(), t), shutil.copyfile):
+        try:
+            return how(source, target)
+        except OSError as error:
+            reason = error
+    raise InputError(f"can't write {target}: {reason.strerror}")
+
+
+def write_split(split, files, folder, seed):
+    """Write the split as folder/train/<class>/<name> and folder/test/..., with folder/split.json."""
+    folder = Path(folder)
+    if (folder / "split.json").is_file():  # ours, from an earlier run
+        shutil.rmtree(folder)
+    elif folder.exists():
+        raise InputError(f"{folder} is there already and was not written here: move it away")
+    for side, classes in split.items():
+        for label, names in classes.items():
+            (folder / side / label).mkdir(parents=True, exist_ok=True)
+            for name in names:
+                place(files[label][name], folder / side / label / name)
+    about = {"train_percent": TRAIN_PERCENT, "seed": seed, **split}
+    (folder / "split.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+class Split(NamedTuple):
+    """One side of the split, in torchvision's ImageFolder order: by class, then by name."""
+
+    images: torch.Tensor  # uint8 (n, channels, side, side)
+    labels: torch.Tensor  # int64 (n)
+    files: list  # "class/name" of each
+
+
+def gather(pictures, names):
+    """The Split of {class: [names]}; classes are numbered in sorted order."""
+    keys = [(label, name) for label in sorted(names) for name in sorted(names[label])]
+    number = {label: i for i, label in enumerate(sorted(names))}
+    return Split(
+        torch.from_numpy(np.stack([pictures[key].pixels for key in keys])),
+        torch.tensor([number[label] for label, _ in keys]),
+        [f"{label}/{name}" for label, name in keys],
+    )
+
+
+class Data(NamedTuple):
+    classes: list
+    train: Split
+    test: Split
+    pictures: dict  # (class, name) -> Picture
+    names: dict  # {"train": {class: [names]}, "test": ...}
+    unreadable: list  # (path, reason)
+
+
+def load_data(folder, split_folder, recipe, tick=lambda: None):
+    """Images under `folder` -> Data, and the split on disk in `split_folder`. InputError as above."""
+    files = find_images(folder)
+    pictures, unreadable = load_pictures(files, recipe.image_size, recipe.channels, tick)
+    digests = {label: {} for label in files}
+    for (label, name), picture in pictures.items():
+        digests[label][name] = picture.digest
+    names = split_names(digests, recipe.split_seed)
+    for side in names:
+        for label in names[side]:
+            if not names[side][label]:
+                raise InputError(
+                    f"class {label!r} has no image for the {side} side once copies are kept together "
+                    "and unreadable files left out: add more different images"
+                )
+    write_split(names, files, split_folder, recipe.split_seed)
+    train, test = (gather(pictures, names[side]) for side in ("train", "test"))
+    return Data(sorted(files), train, test, pictures, names, unreadable)
+
+
+def describe_data(data, recipe):
+    """What the run record says of the images: JSON-ready counts, sizes, modes, copies, fingerprint."""
+    copies = Counter(picture.digest for picture in data.pictures.values())
+    digests = {f"{label}/{name}": p.digest for (label, name), p in sorted(data.pictures.items())}
+    lines = "\n".join(f"{file} {digest}" for file, digest in digests.items())
+    return {
+        "classes": data.classes,
+        "counts": {side: {c: len(n) for c, n in data.names[side].items()} for side in data.names},
+        "split": {"train_percent": TRAIN_PERCENT, "seed": recipe.split_seed},
+        "sizes": Counter("{} x {}".format(*p.size) for p in data.pictures.values()).most_common(),
+        "modes": Counter(p.mode for p in data.pictures.values()).most_common(),
+        "same_pixels": {
+            "groups": sum(n > 1 for n in copies.values()),
+            "files": [file for file, digest in digests.items() if copies[digest] > 1],
+        },
+        "unreadable": [{"file": path.name, "reason": reason} for path, reason in data.unreadable],
+        "fingerprint": hashlib.sha256(lines.encode()).hexdigest(),
+    }
+
+
+def augment(images, generator, *, flip=False, transpose=False, crop=0.0, brightness=0.0, contrast=0.0):
+    """Random changes to float images (b, c, side, side) in [0, 1], each image with its own numbers."""
+    b, c, side, _ = images.shape
+
+    def rand(*shape):
+        return torch.rand(shape, generator=generator, device=images.device)
+
+    if flip:
+        images = torch.where(rand(b, 1, 1, 1) < 0.5, images.flip(-1), images)
+        images = torch.where(rand(b, 1, 1, 1) < 0.5, images.flip(-2), images)
+    if transpose:
+        images = torch.where(rand(b, 1, 1, 1) < 0.5, images.transpose(-1, -2), images)
+    if (pad := round(crop * side)) > 0:  # shift by up to `pad` pixels; mirrored pixels come in
+        padded = F.pad(images, (pad,) * 4, mode="reflect")
+        offsets = (rand(2, b) * (2 * pad + 1)).long()
+        rows, columns = offsets[:, :, None] + torch.arange(side, device=images.device)
+        batch = torch.arange(b, device=images.device)[:, None, None, None]
+        channel = torch.arange(c, device=images.device)[None, :, None, None]
+        images = padded[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    if contrast:
+        mean = images.mean((-1, -2, -3), keepdim=True)
+        images = (images - mean) * (1 + contrast * (2 * rand(b, 1, 1, 1) - 1)) + mean
+    if brightness:
+        images = images + brightness * (2 * rand(b, 1, 1, 1) - 1)
+    return images.clamp(0, 1) if brightness or contrast else images
+
+
+def normalize(images, standardize):
+    """Float images (b, c, h, w) in [0, 1] -> mean 0, variance 1 each; or (x - 0.5) / 0.5, the template's."""
+    if not standardize:
+        return (images - 0.5) / 0.5
+    std, mean = torch.std_mean(images, (-1, -2, -3), keepdim=True)
+    return (images - mean) / (std + 1e-3)  # the 1e-3 keeps a blank image finite
+
+
+class BatchLoader:
+    """Batches (images, labels) of a Split that lies whole on the device, for the template's loops.
+
+    With a `seed` the order is shuffled anew each epoch and the images are augmented by `changes`
+    (the arguments of `augment`); without one both are as they are.
+    """
+
+    def __init__(self, split, batch_size, device, *, standardize, seed=None, changes=None):
+        self.dataset = TensorDataset(split.images.to(device), split.labels.to(device))
+        self.batch_size = batch_size
+        self.standardize = standardize
+        self.changes = changes or {}
+        self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+
+    def __len__(self):
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self):
+        images, labels = self.dataset.tensors
+        if self.generator is None:
+            order = torch.arange(len(labels), device=labels.device)
+        else:
+            order = torch.randperm(len(labels), generator=self.generator, device=labels.device)
+        for index in order.split(self.batch_size):
+            batch = images[index].float() / 255
+            if self.generator is not None:
+                batch = augment(batch, self.generator, **self.changes)
+            yield normalize(batch, self.standardize), labels[index]
+
+
+def make_loaders(data, recipe, device):
+    """The training and the test BatchLoader of a recipe."""
+    changes = {
+        name: getattr(recipe, name) for name in ("flip", "transpose", "crop", "brightness", "contrast")
+    }
+    shared = {"device": device, "standardize": recipe.standardize}
+    train = BatchLoader(data.train, recipe.batch_size, seed=recipe.seed, changes=changes, **shared)
+    return train, BatchLoader(data.test, 256, **shared)
