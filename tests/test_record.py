@@ -1,0 +1,92 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, precision_score, recall_score
+
+import record
+
+CLASSES = ["accuracy", "b", "c"]  # a class may be called like a row of scikit-learn's report
+
+
+@pytest.fixture
+def results():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 60)
+    logits = rng.normal(0, 1, (60, 3)) + 2 * np.eye(3)[labels]
+    return labels, logits, record.score(logits, labels, CLASSES, [f"f{i}" for i in range(60)])
+
+
+def test_scores_agree_with_a_hand_count_and_scikit_learn(results):
+    labels, logits, scored = results
+    predicted = logits.argmax(1)
+    matrix = [[int(((labels == i) & (predicted == j)).sum()) for j in range(3)] for i in range(3)]
+    assert scored["confusion_matrix"] == matrix
+    assert scored["correct"] == sum(matrix[i][i] for i in range(3))
+    assert scored["accuracy"] == scored["correct"] / 60
+    for name, function in (
+        ("precision", precision_score),
+        ("recall", recall_score),
+        ("f1", f1_score),
+    ):
+        expected = function(labels, predicted, average=None)
+        assert [scored["per_class"][c][name] for c in CLASSES] == pytest.approx(list(expected))
+    rows = scored["predictions"]
+    assert all(abs(sum(row["confidences"]) - 1) < 1e-5 for row in rows)
+    assert [row["predicted"] for row in rows] == [CLASSES[j] for j in predicted]
+    json.dumps(scored, allow_nan=False)
+
+
+def test_interval_is_wilsons():
+    # 435 of 540: the example report's result. Wilson (1927): 77.0 % to 83.7 %.
+    labels, logits = np.zeros(540, dtype=int), np.tile([1.0, 0.0], (540, 1))
+    logits[435:] = [0.0, 1.0]
+    scored = record.score(logits, labels, ["a", "b"], [""] * 540)
+    p, n, z = 435 / 540, 540, 1.959964
+    centre, spread = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    expected = [(centre - spread) / (1 + z**2 / n), (centre + spread) / (1 + z**2 / n)]
+    assert scored["interval"] == pytest.approx(expected, abs=1e-6)
+    assert scored["passed"] is True
+    assert scored["per_class"]["b"]["recall"] == 0  # no image of the class: 0, not NaN
+
+
+@pytest.mark.parametrize(("correct", "passed"), [(59, False), (60, True)])
+def test_the_baseline_is_at_least_60_percent(correct, passed):
+    logits = np.tile([1.0, 0.0], (100, 1))
+    logits[correct:] = [0.0, 1.0]
+    assert record.score(logits, np.zeros(100, dtype=int), ["a", "b"], [""] * 100)["passed"] is passed
+
+
+def prediction(name, true, predicted, confidence):
+    return {"file": name, "true": true, "predicted": predicted, "confidences": [confidence]}
+
+
+def test_examples_show_right_ones_and_the_most_confident_mistakes():
+    predictions = [prediction(f"a{i}", "a", "a", 0.9) for i in range(6)]
+    predictions += [prediction(f"a{i}", "a", "b", c) for i, c in ((7, 0.5), (8, 0.8), (9, 0.7))]
+    predictions += [prediction("b0", "b", "b", 0.9)]
+    predictions += [prediction(f"b{i}", "b", "a", 0.5) for i in range(1, 9)]
+    predictions += [prediction(f"c{i}", "c", "c", 0.9) for i in range(9)]
+    predictions += [prediction("d0", "d", "d", 0.9)]
+    chosen = record.choose_examples(predictions, list("abcd"))
+    assert [p["file"] for p in chosen[:4]] == ["a0", "a1", "a8", "a9"]
+    assert [p["file"] for p in chosen[4:8]] == ["b0", "b1", "b2", "b3"]
+    assert [p["file"] for p in chosen[8:12]] == ["c0", "c1", "c2", "c3"]
+    assert [p["file"] for p in chosen[12:]] == ["d0"]
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "r.json"
+    record.write_record(path, {"name": "林"})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        record.write_record(path, {"loss": float("nan")})
+    with pytest.raises(TypeError):
+        record.write_whole(path, 3.5)
+    assert json.loads(path.read_text("utf-8")) == {"name": "林"}
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_csv_keeps_names_with_commas(tmp_path):
+    record.write_csv(tmp_path / "t.csv", ["a", "b"], [['x, "y"', 1]])
+    assert list(csv.reader((tmp_path / "t.csv").read_text().splitlines())) == [["a", "b"], ['x, "y"', "1"]]

@@ -1,0 +1,142 @@
+import math
+import re
+
+import pytest
+import torch
+from conftest import TINY, make_folder
+from sklearn.metrics import accuracy_score, log_loss
+
+import data
+import train
+from recipe import InputError, load_recipe, parse_setting
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    home = tmp_path_factory.mktemp("train")
+    make_folder(home / "d", {"a": 20, "b": 20, "c": 20})
+    return data.load_data(home / "d", home / "split", tiny())
+
+
+def tiny(**changes):
+    return load_recipe("default", [*map(parse_setting, TINY), *changes.items()])
+
+
+def trained(images, recipe, precision="fp32"):
+    """(model, rows, log lines) of a run on the CPU."""
+    lines = []
+    model = train.make_model(recipe, len(images.classes))
+    loaders = data.make_loaders(images, recipe, CPU)
+    rows = list(train.fit(model, *loaders, recipe, precision=precision, log=lines.append))
+    return model, rows, lines
+
+
+def test_the_model_learns(images):
+    _, rows, _ = trained(images, tiny(epochs=30))
+    assert rows[-1]["train_loss"] < 0.7 * rows[0]["train_loss"]
+    assert rows[-1]["test_accuracy"] >= 0.8
+
+
+def test_same_seed_same_weights_bit_for_bit(images):
+    precisions = ["fp32", "bf16"] if train.has_bf16(CPU) else ["fp32"]
+    for precision in precisions:
+        first, _, _ = trained(images, tiny(dropout=0.1, epochs=2), precision)
+        second, _, _ = trained(images, tiny(dropout=0.1, epochs=2), precision)
+        other, _, _ = trained(images, tiny(dropout=0.1, epochs=2, seed=1), precision)
+        for name, weights in first.state_dict().items():
+            assert torch.equal(weights, second.state_dict()[name])
+        assert not torch.equal(first.cls_token, other.cls_token)
+
+
+def test_log_lines_are_the_assignments(images):
+    _, rows, lines = trained(images, tiny(epochs=2))
+    assert lines[0] == "Epoch: 1"
+    assert re.fullmatch(r"\[    0/42 \(  0 %\)\] Loss: \d\.\d{4}", lines[1])
+    assert re.fullmatch(r"\[    8/42 \( 19 %\)\] Loss: \d\.\d{4}", lines[2])
+    scored = [line for line in lines if line.startswith("Average")]
+    assert len(scored) == 2
+    assert re.fullmatch(r"Average test loss: \d\.\d{4} Accuracy: \d+/18 \(\d+\.\d\d%\)", scored[-1])
+    assert f"Average test loss: {rows[-1]['test_loss']:.4f} " in scored[-1]
+
+
+def test_evaluate_agrees_with_scikit_learn(images):
+    model, _, _ = trained(images, tiny(epochs=2))
+    _, loader = data.make_loaders(images, tiny(), CPU)
+    losses = []
+    loss, correct, logits = train.evaluate(model, loader, losses, log=lambda line: None)
+    assert losses == [loss]
+    labels = images.test.labels
+    assert correct / len(labels) == pytest.approx(accuracy_score(labels, logits.argmax(-1)))
+    assert loss == pytest.approx(log_loss(labels, logits.double().softmax(-1)), abs=1e-5)
+
+
+def test_the_last_row_is_the_score_of_the_returned_weights_in_fp32(images):
+    model, rows, _ = trained(images, tiny(epochs=2), "bf16")
+    _, loader = data.make_loaders(images, tiny(), CPU)
+    loss, correct, _ = train.evaluate(model, loader, [], log=lambda line: None)
+    assert rows[-1]["test_loss"] == loss
+    assert rows[-1]["test_accuracy"] == correct / len(images.test.files)
+
+
+def test_train_epoch_keeps_the_templates_leading_arguments(images):
+    recipe = tiny()
+    model = train.make_model(recipe, 3)
+    train_loader, test_loader = data.make_loaders(images, recipe, CPU)
+    losses, test_losses = [], []
+    train.train_epoch(model, train.make_optimizer(model, recipe), train_loader, losses)
+    train.evaluate(model, test_loader, test_losses)
+    assert len(losses) == 6
+    assert len(test_losses) == 1
+
+
+def test_the_test_split_changes_nothing_in_training(images):
+    whole, _, _ = trained(images, tiny(epochs=2))
+    smaller = images._replace(test=data.Split(*(part[:5] for part in images.test)))
+    other, _, _ = trained(smaller, tiny(epochs=2))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), other.parameters()))
+
+
+def test_learning_rate_rises_linearly_and_falls_as_half_a_cosine():
+    recipe = tiny(epochs=10, warmup_epochs=2.0, learning_rate=0.5)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.learning_rate)
+    scheduler = train.make_scheduler(optimizer, recipe, steps_per_epoch=5)
+    rates = []
+    for _ in range(50):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:10] == pytest.approx([0.05 * (i + 1) for i in range(10)])
+    assert rates[30] == pytest.approx(0.5 * 0.5 * (1 + math.cos(math.pi * 20 / 40)))
+    assert scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_weight_decay_reaches_the_matrices_alone():
+    model = train.make_model(tiny(), 3)
+    decayed, free = train.make_optimizer(model, tiny()).param_groups
+    assert {p.ndim for p in decayed["params"]} == {2}
+    assert decayed["weight_decay"] == 0.05
+    assert free["weight_decay"] == 0
+    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+    assert any(p is model.pos_embedding for p in free["params"])
+
+
+def test_a_loss_that_is_no_number_stops_and_says_what_to_change(images):
+    model = train.make_model(tiny(), 3)
+    torch.nn.init.constant_(model.cls_token, math.nan)
+    loader, _ = data.make_loaders(images, tiny(), CPU)
+    with pytest.raises(InputError, match=r"loss became nan \(learning rate .*--set learning_rate=") as caught:
+        train.train_epoch(model, train.make_optimizer(model, tiny()), loader, [])
+    assert "\n" not in str(caught.value)
+
+
+def test_devices_and_precisions_that_are_not_there_are_refused():
+    assert train.choose_device("cpu") == CPU
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="--device cuda: PyTorch finds none here"):
+            train.choose_device("cuda")
+    with pytest.raises(InputError, match="fp16 needs an NVIDIA GPU"):
+        train.choose_precision("fp16", CPU)
+    assert train.choose_precision("fp32", CPU) == "fp32"
+    assert train.choose_precision("auto", CPU) == ("bf16" if train.has_bf16(CPU) else "fp32")

@@ -1,0 +1,228 @@
+"""Training and evaluation by hand: the assignment's steps 4 and 5.
+
+AdamW with linear warm-up and cosine decay (Loshchilov & Hutter 2019, arXiv:1711.05101), gradient
+clipping and mixed precision: bf16 where the hardware has it, fp16 with loss scaling on older GPUs,
+else fp32.
+"""
+
+import math
+import time
+
+import torch
+import torch.nn.functional as F
+
+from recipe import InputError
+from vit import ViT
+
+
+def choose_device(name="auto"):
+    """The torch.device called auto, cpu, cuda or mps. InputError if this machine has none such."""
+    has = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, there in has.items() if there)
+    if not has[name]:
+        raise InputError(f"--device {name}: PyTorch finds none here; use --device auto or cpu")
+    return torch.device(name)
+
+
+def has_bf16(device):
+    """Whether the device multiplies bf16 matrices in hardware (software bf16 is slower than fp32)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.10 and later
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+def choose_precision(name, device):
+    """ "fp32", "bf16" or "fp16" for auto or such a name. InputError where the device lacks it."""
+    if name == "auto":
+        if has_bf16(device):
+            return "bf16"
+        return "fp16" if device.type == "cuda" else "fp32"
+    if name == "fp16" and device.type != "cuda":
+        raise InputError("--precision fp16 needs an NVIDIA GPU; use --precision auto, bf16 or fp32")
+    return name
+
+
+def autocast(device, precision):
+    """The context in which forward passes run at that precision."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def make_model(recipe, num_classes):
+    """The ViT of a recipe, its weights drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    return ViT(
+        image_size=recipe.image_size,
+        patch_size=recipe.patch_size,
+        num_classes=num_classes,
+        dim=recipe.dim,
+        depth=recipe.depth,
+        heads=recipe.heads,
+        mlp_dim=recipe.mlp_dim,
+        pool=recipe.pool,
+        channels=recipe.channels,
+        dim_head=recipe.dim_head,
+        dropout=recipe.dropout,
+        emb_dropout=recipe.emb_dropout,
+    )
+
+
+def make_optimizer(model, recipe):
+    """AdamW; weight decay on the matrices alone, not on biases, norms, class token or positions."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim != 2]
+    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    fused = matrices[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused)
+
+
+def make_scheduler(optimizer, recipe, steps_per_epoch):
+    """Learning rate by step: linear from 0 over the warm-up, then half a cosine down to 0."""
+    total = recipe.epochs * steps_per_epoch
+    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total // 2)
+
+    def share(step):
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
+def train_epoch(
+    model,
+    optimizer,
+    data_loader,
+    loss_history,
+    *,
+    scheduler=None,
+    scaler=None,
+    precision="fp32",
+    label_smoothing=0.0,
+    clip_norm=0.0,
+    log=print,
+    tick=lambda: None,
+):
+    """One pass over the training images: (mean loss, accuracy) on the augmented batches.
+
+    About six times an epoch the loss of the batch is printed and appended to `loss_history`.
+    InputError if the loss is no longer a finite number.
+    """
+    model.train()
+    total_samples = len(data_loader.dataset)
+    log_interval = math.ceil(len(data_loader) / 6)
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
+    loss_sum = correct = 0
+
+    for i, (data, target) in enumerate(data_loader):
+        optimizer.zero_grad()
+        with autocast(data.device, precision):
+            output = model(data).float()
+        loss = F.cross_entropy(output, target, label_smoothing=label_smoothing)
+        scaler.scale(loss).backward()
+        if clip_norm:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        if scheduler:
+            scheduler.step()
+
+        # Sums stay on the device: reading them each step would make a GPU wait.
+        loss_sum += loss.detach() * len(data)
+        correct += (output.detach().argmax(-1) == target).sum()
+        if i % log_interval == 0:
+            done = i * data_loader.batch_size
+            share = 100 * done / total_samples
+            log(f"[{done:5d}/{total_samples} ({share:3.0f} %)] Loss: {loss.item():.4f}")
+            loss_history.append(loss.item())
+        tick()
+
+    mean_loss = float(loss_sum) / total_samples
+    if not math.isfinite(mean_loss):
+        rate = optimizer.param_groups[0]["lr"]
+        raise InputError(
+            f"the training loss became {mean_loss} (learning rate {rate:.1e}, precision {precision}): "
+            f"try --set learning_rate={rate / 3:.0e}, a longer warm-up, or --precision fp32"
+        )
+    return mean_loss, int(correct) / total_samples
+
+
+@torch.no_grad()
+def predict(model, data_loader, precision="fp32"):
+    """The logits (n, classes), float32, and labels (n) of all images, in order."""
+    model.eval()
+    logits, labels = [], []
+    for data, target in data_loader:
+        with autocast(data.device, precision):
+            logits.append(model(data).float())
+        labels.append(target)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def evaluate(model, data_loader, loss_history, *, precision="fp32", log=print):
+    """Score the model: (mean cross-entropy, number correct, logits). Prints the assignment's line."""
+    total_samples = len(data_loader.dataset)
+    logits, labels = predict(model, data_loader, precision)
+    loss = F.cross_entropy(logits, labels).item()
+    correct = (logits.argmax(-1) == labels).sum().item()
+    loss_history.append(loss)
+    log(f"Average test loss: {loss:.4f} Accuracy: {correct}/{total_samples} ({correct / total_samples:.2%})")
+    return loss, correct, logits
+
+
+def fit(model, train_loader, test_loader, recipe, *, precision="fp32", log=print, tick=lambda: None):
+    """Train for the recipe's epochs, scoring the test images after each; yields a row an epoch.
+
+    The test score is printed for the log and decides nothing: no choice of epoch, no early stop.
+    The last epoch, whose score is the result, is scored in fp32 so that other machines can repeat
+    it. A row holds epoch, learning_rate, train_loss, train_accuracy, test_loss, test_accuracy,
+    train_seconds, and seconds with the scoring.
+    """
+    optimizer = make_optimizer(model, recipe)
+    scheduler = make_scheduler(optimizer, recipe, len(train_loader))
+    scaler = torch.amp.GradScaler(enabled=precision == "fp16")
+    train_loss_history, test_loss_history = [], []
+
+    for epoch in range(1, recipe.epochs + 1):
+        start = time.perf_counter()
+        log(f"Epoch: {epoch}")
+        train_loss, train_accuracy = train_epoch(
+            model,
+            optimizer,
+            train_loader,
+            train_loss_history,
+            scheduler=scheduler,
+            scaler=scaler,
+            precision=precision,
+            label_smoothing=recipe.label_smoothing,
+            clip_norm=recipe.clip_norm,
+            log=log,
+            tick=tick,
+        )
+        train_seconds = time.perf_counter() - start
+        test_loss, correct, _ = evaluate(
+            model,
+            test_loader,
+            test_loss_history,
+            precision="fp32" if epoch == recipe.epochs else precision,
+            log=log,
+        )
+        yield {
+            "epoch": epoch,
+            "learning_rate": scheduler.get_last_lr()[0],
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "test_loss": test_loss,
+            "test_accuracy": correct / len(test_loader.dataset),
+            "train_seconds": train_seconds,
+            "seconds": time.perf_counter() - start,
+        }
