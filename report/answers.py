@@ -1,0 +1,286 @@
+"""The written answers: Markdown with LaTeX maths and looked-up figures -> HTML.
+
+An answer is a file q06.md ... q10d.md. `{{ ... }}` in it looks a figure up in the run record, and
+`{{ code("Attention.forward") }}` shows lines of the live source of vit.py. Both the project's answers
+in templates/answers/ and a student's own are rendered in Jinja's sandbox, with raw HTML off.
+"""
+
+import base64
+import html
+import re
+from functools import lru_cache
+from types import SimpleNamespace
+
+import jinja2
+import jinja2.meta
+from jinja2.sandbox import SandboxedEnvironment
+from markdown_it import MarkdownIt
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+
+from recipe import InputError, Recipe
+from report import source
+
+ANSWERS = source.ROOT / "templates" / "answers"
+
+# id, number, the assignment's words, graded points in %
+QUESTIONS = [
+    (
+        "q06",
+        "6",
+        "Briefly explain the role of patch embedding and positional encoding in ViT.",
+        "5",
+    ),
+    (
+        "q07",
+        "7",
+        "Describe which hyperparameters you tuned, why you chose them, and how they affected your "
+        "final accuracy.",
+        "5",
+    ),
+    (
+        "q08",
+        "8",
+        "Compare ViT and CNN for image classification: what are the main differences, and when might "
+        "one be preferred over the other using the provided dataset?",
+        "5",
+    ),
+    (
+        "q09",
+        "9",
+        "Report the final achieved test accuracy; explain whether you reached the >60% baseline.",
+        "5",
+    ),
+    (
+        "q10a",
+        "10a",
+        "How does the Vision Transformer process input images from start to finish?",
+        "10, a–d",
+    ),
+    (
+        "q10b",
+        "10b",
+        "How are the image patches divided and transformed into input sequences?",
+        "",
+    ),
+    (
+        "q10c",
+        "10c",
+        "How does the multi-head self-attention mechanism operate within the Transformer encoder?",
+        "",
+    ),
+    (
+        "q10d",
+        "10d",
+        "How does the model use the [CLS] token (or final output) to produce the final image classification?",
+        "",
+    ),
+]
+
+
+class Markdown(str):
+    """Text that is Markdown already; all other text is escaped when an answer looks it up."""
+
+
+def _plain(value):
+    """Looked-up text as Markdown that shows it letter by letter: class names may hold * or <."""
+    if isinstance(value, str) and not isinstance(value, Markdown):
+        return re.sub(r"([\\`*_{}\[\]()#+.!|<>~$^=-])", r"\\\1", value)
+    return value
+
+
+def percent(share, digits=1):
+    """0.9722 -> "97.2 %", never rounded up to 100."""
+    text = f"{100 * share:.{digits}f}"
+    if share < 1 and float(text) == 100:
+        text = f"{100 - 10**-digits:.{digits}f}"
+    return Markdown(f"{text}\u202f%")
+
+
+def whole(number):
+    return Markdown(f"{number:,}")
+
+
+def code(name, start=None, end=None):
+    """An excerpt of vit.py as a fenced block that names its lines."""
+    text, first, last = source.excerpt("vit.py", name, start, end)
+    lines = f"line {first}" if first == last else f"lines {first}–{last}"
+    return Markdown(f"\n```python vit.py, {lines}\n{text}\n```\n")
+
+
+def _environment():
+    environment = SandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, finalize=_plain, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals.update(code=code, min=min, max=max, round=round, sum=sum)
+    environment.filters.update(percent=percent, whole=whole)
+    return environment
+
+
+def lookups(record):
+    """The names an answer can look up: the record's parts, and what follows from them by arithmetic."""
+    recipe = SimpleNamespace(**record["recipe"]["values"])
+    results, classes = record["results"], record["data"]["classes"]
+    counts = record["data"]["counts"]
+    confusions = sorted(
+        (
+            {"true": classes[i], "predicted": classes[j], "count": count}
+            for i, row in enumerate(results["confusion_matrix"])
+            for j, count in enumerate(row)
+            if i != j and count
+        ),
+        key=lambda c: -c["count"],
+    )
+    by_recall = sorted(results["per_class"], key=lambda name: results["per_class"][name]["recall"])
+    return {
+        "recipe": recipe,
+        "data": record["data"],
+        "model": record["model"],
+        "training": record["training"],
+        "history": record["training"]["history"],
+        "machine": record["machine"],
+        "results": results,
+        "demonstration": record["data"]["demonstration"],
+        "classes": classes,
+        "train_images": sum(counts["train"].values()),
+        "test_images": sum(counts["test"].values()),
+        "patches": (recipe.image_size // recipe.patch_size) ** 2,
+        "patch_dim": recipe.channels * recipe.patch_size**2,
+        "inner_dim": recipe.heads * recipe.dim_head,
+        "confusions": confusions,
+        "hardest": by_recall[0],
+        "easiest": by_recall[-1],
+    }
+
+
+@lru_cache
+def formula(latex, display):
+    """LaTeX -> an <img> of vector outlines on the text's baseline, its LaTeX as alternative text."""
+    import ziamath
+
+    size = 100.0
+    drawn = ziamath.Latex(latex, size=size, inline=not display)
+    # The drawing's own box: its height in em, and how far it reaches below the baseline.
+    svg = drawn.svg()
+    _, top, width, height = map(float, re.search(r'viewBox="([^"]+)"', svg)[1].split())
+    data = base64.b64encode(svg.encode()).decode()
+    return (
+        f'<img class="formula" alt="{html.escape(latex.strip())}" '
+        f'src="data:image/svg+xml;base64,{data}" style="width:{width / size:.3f}em;'
+        f'height:{height / size:.3f}em;vertical-align:{-(top + height) / size:.3f}em">'
+    )
+
+
+def _math(content, options):
+    return formula(content.strip(), options["display_mode"])
+
+
+def _label(label):
+    return f'<span class="equation-number">({html.escape(label)})</span>'
+
+
+def _fence(self, tokens, index, options, env):
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import TextLexer, get_lexer_by_name
+    from pygments.util import ClassNotFound
+
+    token = tokens[index]
+    language, _, title = token.info.strip().partition(" ")
+    try:
+        lexer = get_lexer_by_name(language or "text")
+    except ClassNotFound:
+        lexer = TextLexer()
+    body = highlight(token.content, lexer, HtmlFormatter(nowrap=True))
+    caption = f"<figcaption>{html.escape(title)}</figcaption>" if title else ""
+    return f'<figure class="code">{caption}<pre>{body}</pre></figure>\n'
+
+
+def _markdown():
+    md = MarkdownIt("commonmark", {"html": False, "typographer": True})
+    md.enable(["table", "strikethrough", "replacements", "smartquotes"])
+    md.use(dollarmath_plugin, renderer=_math, label_renderer=_label, double_inline=True)
+    md.add_render_rule("fence", _fence)
+    return md
+
+
+def _read(path):
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text: save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}") from None
+
+
+def check_answers(folder):
+    """Check a student's answers before the long work. InputError says which file, where and what."""
+    if folder is None:
+        return
+    known = [f"{q[0]}.md" for q in QUESTIONS]
+    if not folder.is_dir():
+        raise InputError(f"--answers {folder}: there is no such folder")
+    files = sorted(folder.glob("*.md"))
+    if not files:
+        raise InputError(f"--answers {folder}: no answers in it; they are called {', '.join(known)}")
+    environment = _environment()
+    names = set(environment.globals) | set(_sample_names())
+    for path in files:
+        if path.name not in known:
+            raise InputError(f"{path}: no question has this name; they are {', '.join(known)}")
+        text = _read(path)
+        try:
+            unknown = jinja2.meta.find_undeclared_variables(environment.parse(text)) - names
+        except jinja2.TemplateSyntaxError as error:
+            raise InputError(f"{path}, line {error.lineno}: {error.message}") from None
+        if unknown:
+            raise InputError(
+                f"{path}: {{{{ {sorted(unknown)[0]} }}}} can't be looked up; there are "
+                f"{', '.join(sorted(_sample_names()))}"
+            )
+        for latex, display in _formulas(text):
+            _set_formula(path, latex, display)
+
+
+def _sample_names():
+    """What `lookups` offers, without a record."""
+    counts = {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}
+    results = {"confusion_matrix": [], "per_class": {"a": {"recall": 1}}}
+    data = {"classes": [], "counts": counts, "demonstration": False}
+    recipe = {"values": Recipe().values()}
+    training = {"history": []}
+    parts = {"model": {}, "machine": {}}
+    return lookups(dict(parts, recipe=recipe, results=results, data=data, training=training))
+
+
+def _formulas(text):
+    tokens = _markdown().parse(text)
+    flat = [*tokens, *(child for token in tokens for child in token.children or [])]
+    for token in flat:
+        if token.type.startswith("math") and "{{" not in token.content and "{%" not in token.content:
+            yield token.content.strip(), token.type.startswith("math_block")
+
+
+def _set_formula(path, latex, display):
+    try:
+        formula(latex, display)
+    except Exception as error:  # ziamath raises many kinds for what it can't set
+        raise InputError(f"{path}: can't set the formula {latex!r}: {error}") from None
+
+
+def render_answers(record, folder=None):
+    """{question id: HTML} of all answers; a file in `folder` replaces the project's own."""
+    environment, markdown, known = _environment(), _markdown(), lookups(record)
+    rendered = {}
+    for key, *_ in QUESTIONS:
+        path = ANSWERS / f"{key}.md"
+        if folder and (folder / path.name).is_file():
+            path = folder / path.name
+        try:
+            text = environment.from_string(_read(path)).render(known)
+        except (jinja2.TemplateError, LookupError, TypeError, ValueError) as error:
+            line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
+            raise InputError(f"{path}{line}: {error}") from None
+        for latex, display in _formulas(text):
+            _set_formula(path, latex, display)
+        rendered[key] = markdown.render(text)
+    return rendered
