@@ -1,0 +1,275 @@
+#!/usr/bin/env python3
+"""From a zip of defect images to the homework's three files: report (PDF), code (.py), weights (.pth).
+
+    python run.py --student-id 0812345 --data dataset.zip
+
+This file parses the command line and calls the stages in order; the work is done in data.py,
+train.py, record.py and report/.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import sys
+import time
+from pathlib import Path
+
+from bundle import bundle_names, check_output, check_student_id, staged
+from recipe import InputError, Recipe, load_recipe, named_recipes, parse_setting
+
+EXAMPLES = """\
+examples:
+  python run.py --student-id 0812345                        try it: drawn demonstration images
+  python run.py --student-id 0812345 --data dataset.zip     your images: a zip or a folder
+  python run.py --student-id 0812345 --name "Lin Mei" --set epochs=120 --set learning_rate=5e-4
+  python run.py --student-id 0812345 --answers my_answers --report-only
+                                                            new words, same measurements
+
+hyperparameters for --set (defaults of the recipe `default`):
+"""
+
+
+def parse_args(argv=None):
+    hyperparameters = "".join(
+        f"  {f.name + ' = ' + str(f.default).lower():27} {f.metadata['doc']}\n"
+        for f in dataclasses.fields(Recipe)
+    )
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        description="Train a hand-written Vision Transformer on a zip or folder of images and write "
+        "<id>_Lab8_Homework.pdf, .py and .pth to outputs/<id>/.",
+        epilog=EXAMPLES + hyperparameters,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--student-id", required=True, metavar="ID", help="names the three files")
+    parser.add_argument("--name", metavar="NAME", help="your name, for the title block")
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="zip or folder with a folder of images for each class; default: dataset.zip or dataset/ "
+        "here, else drawn demonstration images ('demo' asks for these)",
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        default="default",
+        help=f"hyperparameters: {', '.join(named_recipes())}, or a .toml file (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="change one hyperparameter of the recipe (repeatable; list below)",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="training seed, the same as --set seed=N")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of the forward and backward pass (default: the fastest the device has)",
+    )
+    parser.add_argument(
+        "--answers",
+        metavar="DIR",
+        type=Path,
+        help="your answers q06.md ... q10d.md; they replace ours file by file",
+    )
+    parser.add_argument("--output-dir", metavar="DIR", type=Path, default=Path("outputs"))
+    parser.add_argument(
+        "--report-only",
+        action="store_true",
+        help="draw the PDF again from outputs/<id>/run/record.json",
+    )
+    parser.add_argument("--force", action="store_true", help="replace a finished bundle of this id")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but the paths and errors")
+    return parser.parse_args(argv)
+
+
+def report_only(args, student_id, screen):
+    """Draw the PDF of a finished run again."""
+    import json
+
+    import report
+    from record import sha256, write_record, write_whole
+
+    folder = args.output_dir / student_id
+    path = folder / "run" / "record.json"
+    with screen.stage("Report"):
+        report.check_renderer()
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"there is no {path}: run once without --report-only") from None
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}): run again with --force") from None
+        if args.name:
+            record["student"]["name"] = args.name
+        pdf = bundle_names(student_id)[0]
+        write_whole(folder / pdf, report.render_pdf(record, folder / "run", args.answers))
+        record["files"][pdf] = sha256(folder / pdf)
+        write_record(path, record)
+    return [folder / pdf], record
+
+
+def train_and_report(args, student_id, recipe, screen):
+    """The whole job: images to bundle. Nothing is in the output folder before all of it is done."""
+    folder = args.output_dir / student_id
+    check_output(folder, student_id, args.force)
+
+    with screen.stage("Check"):
+        import report
+
+        report.check_renderer()
+        report.check_answers(args.answers)
+        import torch
+
+        import data
+        import record as rec
+        import train
+
+        device = train.choose_device(args.device)
+        precision = train.choose_precision(args.precision, device)
+        machine = rec.describe_machine(device)
+        name = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
+        screen.say(f"{device.type} ({name}), {precision}; recipe {Path(args.recipe).stem}")
+
+    with staged(folder, student_id) as staging:
+        run = staging.run
+
+        with screen.stage("Data"):
+            folder_of_images, kind = data.open_source(args.data, run)
+            with screen.count("reading images") as tick:
+                images = data.load_data(folder_of_images, run / "dataset_split", recipe, tick)
+            facts = {"source": kind, "demonstration": kind == "demonstration"}
+            facts |= data.describe_data(images, recipe)
+            if facts["demonstration"]:
+                screen.say("demonstration images, drawn by synthetic.py: name your own with --data")
+            copies = facts["same_pixels"]["files"]
+            screen.say(
+                f"{len(images.classes)} classes, {len(images.train.files)} training and "
+                f"{len(images.test.files)} test images"
+                + (f", {len(copies)} of them copies (kept on one side)" if copies else "")
+            )
+            for image in facts["unreadable"]:
+                screen.say(f"left out, unreadable: {image['file']} ({image['reason']})", "yellow")
+
+        with screen.stage("Model"):
+            model = train.make_model(recipe, len(images.classes))
+            described = rec.describe_model(model)
+            screen.say(f"ViT with {described['parameters']:,} parameters")
+            model.to(device)
+
+        with screen.stage("Training"), open(run / "training.log", "w", encoding="utf-8") as log:
+            loaders = data.make_loaders(images, recipe, device)
+            history, start = [], time.perf_counter()
+            with screen.training(recipe.epochs, len(loaders[0])) as (tick, show):
+                rows = train.fit(
+                    model,
+                    *loaders,
+                    recipe,
+                    precision=precision,
+                    log=lambda line: print(line, file=log, flush=True),
+                    tick=tick,
+                )
+                for row in rows:
+                    history.append(row)
+                    show(row)
+            seconds = time.perf_counter() - start
+            print(f"Execution time: {seconds:5.2f} seconds", file=log)
+            screen.say(f"{recipe.epochs} epochs in {seconds:.0f} s")
+
+        with screen.stage("Evaluation"):
+            pdf, code, weights = bundle_names(student_id)
+            torch.save({k: v.cpu() for k, v in model.state_dict().items()}, staging.folder / weights)
+            logits, labels = train.predict(model, loaders[1])
+            results = rec.score(logits.cpu().numpy(), labels.cpu().numpy(), images.classes, images.test.files)
+            screen.say(f"test loss {results['loss']:.4f}, {results['correct']} of {results['total']} right")
+            examples = rec.choose_examples(results["predictions"], images.classes)
+            (run / "examples").mkdir()
+            for number, example in enumerate(examples, 1):
+                example["picture"] = f"examples/{number:03}.png"
+                source = run / "dataset_split" / "test" / example["file"]
+                data.save_thumbnail(source, run / example["picture"], recipe.channels)
+
+        record = {
+            "schema": rec.SCHEMA,
+            "student": {"id": student_id, "name": args.name},
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "recipe": {"name": Path(args.recipe).stem, "values": recipe.values()},
+            "machine": machine | {"precision": precision},
+            "data": facts,
+            "model": described,
+            "training": {
+                "seconds": seconds,
+                "images_per_second": len(images.train.files)
+                * recipe.epochs
+                / sum(row["train_seconds"] for row in history),
+                "history": history,
+            },
+            "results": results,
+            "examples": examples,
+            "stages": screen.seconds,
+            "files": {},
+        }
+        with screen.stage("Report"):
+            rec.write_whole(staging.folder / code, report.assemble_submission(record))
+            record["files"] = {name: rec.sha256(staging.folder / name) for name in (code, weights)}
+            rec.write_tables(run, record)
+            rec.write_record(run / "record.json", record)
+            staging.keep = True  # a fault in the drawing must not cost the trained weights
+            rec.write_whole(staging.folder / pdf, report.render_pdf(record, run, args.answers))
+            record["files"][pdf] = rec.sha256(staging.folder / pdf)
+            rec.write_record(run / "record.json", record)
+    return [folder / name for name in (pdf, code, weights)], record
+
+
+def main(argv=None):
+    """Exit code 0: done; 2: the input can't be used; 130: stopped by Ctrl-C."""
+    args = parse_args(argv)
+    start = time.perf_counter()
+    try:
+        student_id = check_student_id(args.student_id)
+        settings = [parse_setting(text) for text in args.set]
+        if args.seed is not None:
+            settings.append(("seed", args.seed))
+        recipe = load_recipe(args.recipe, settings)
+
+        from console import Screen, clock
+
+        screen = Screen(args.quiet, stages=1 if args.report_only else 6)
+        if args.report_only:
+            paths, record = report_only(args, student_id, screen)
+        else:
+            paths, record = train_and_report(args, student_id, recipe, screen)
+    except InputError as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("run.py: stopped", file=sys.stderr)
+        return 130
+
+    results = record["results"]
+    verdict = "passed" if results["passed"] else "not reached"
+    about = " on demonstration images" if record["data"]["demonstration"] else ""
+    screen.console.print()
+    for path in paths:
+        print(path)
+    screen.console.print(
+        f"\n[bold]Test accuracy {results['accuracy']:.2%}[/]{about} ({results['correct']} of "
+        f"{results['total']}; {results['baseline']:.0%} baseline {verdict}) "
+        f"in {clock(time.perf_counter() - start)}",
+        soft_wrap=True,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
