@@ -20,12 +20,12 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-import synthetic
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch.utils.data import TensorDataset
 
+import synthetic
 from recipe import InputError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"}
@@ -73,11 +73,17 @@ def unzip(zip_path, folder):
         raise
 
 
-def open_source(path, run):
-    """Where the images are: (folder, kind), kind being "zip", "folder" or "demonstration".
+class Source(NamedTuple):
+    folder: Path  # with the images
+    kind: str  # "zip", "folder" or "demonstration"
+    name: str  # of the zip or folder that was given
 
-    `path` is a zip, a folder, "demo" for drawn demonstration images, or None: then dataset.zip or
-    dataset/ in the working folder, else the demonstration images. Zips are unpacked to run/dataset.
+
+def open_source(path, run):
+    """The Source at `path`: a zip, which is unpacked to run/dataset, or a folder, which is used in place.
+
+    "demo" draws demonstration images; None takes dataset.zip or dataset/ in the working folder, else
+    draws. InputError if there is nothing at `path`, or it can't be unpacked.
     """
     if path is None:
         path = next((p for p in ("dataset.zip", "dataset") if Path(p).exists()), "demo")
@@ -86,13 +92,13 @@ def open_source(path, run):
         synthetic.write_dataset(path)
     path = Path(path)
     if path.is_dir():
-        return path, "folder"
+        return Source(path, "folder", path.resolve().name)
     if not path.is_file():
         raise InputError(f"--data {path}: there is no such zip or folder")
     unzip(path, run / "dataset")
     with zipfile.ZipFile(path) as archive:
         drawn = archive.comment == synthetic.MARK
-    return run / "dataset", "demonstration" if drawn else "zip"
+    return Source(run / "dataset", "demonstration" if drawn else "zip", path.name)
 
 
 def find_images(folder):

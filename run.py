@@ -98,7 +98,7 @@ def report_only(args, student_id, screen):
     import json
 
     import report
-    from record import sha256, write_record, write_whole
+    from record import SCHEMA, sha256, write_record, write_whole
 
     folder = args.output_dir / student_id
     path = folder / "run" / "record.json"
@@ -110,6 +110,8 @@ def report_only(args, student_id, screen):
             raise InputError(f"there is no {path}: run once without --report-only") from None
         except ValueError as error:
             raise InputError(f"{path} is damaged ({error}): run again with --force") from None
+        if record.get("schema") != SCHEMA:
+            raise InputError(f"{path} was written by another version: run again with --force")
         if args.name:
             record["student"]["name"] = args.name
         pdf = bundle_names(student_id)[0]
@@ -145,10 +147,14 @@ def train_and_report(args, student_id, recipe, screen):
         run = staging.run
 
         with screen.stage("Data"):
-            folder_of_images, kind = data.open_source(args.data, run)
+            source = data.open_source(args.data, run)
             with screen.count("reading images") as tick:
-                images = data.load_data(folder_of_images, run / "dataset_split", recipe, tick)
-            facts = {"source": kind, "demonstration": kind == "demonstration"}
+                images = data.load_data(source.folder, run / "dataset_split", recipe, tick)
+            facts = {
+                "source": source.kind,
+                "name": source.name,
+                "demonstration": source.kind == "demonstration",
+            }
             facts |= data.describe_data(images, recipe)
             if facts["demonstration"]:
                 screen.say("demonstration images, drawn by synthetic.py: name your own with --data")
@@ -196,8 +202,8 @@ def train_and_report(args, student_id, recipe, screen):
             (run / "examples").mkdir()
             for number, example in enumerate(examples, 1):
                 example["picture"] = f"examples/{number:03}.png"
-                source = run / "dataset_split" / "test" / example["file"]
-                data.save_thumbnail(source, run / example["picture"], recipe.channels)
+                file = run / "dataset_split" / "test" / example["file"]
+                data.save_thumbnail(file, run / example["picture"], recipe.channels)
 
         record = {
             "schema": rec.SCHEMA,

@@ -109,11 +109,10 @@ def render_html(record, run, answers_folder=None):
 
     figures.use_report_type()
     results, history = record["results"], record["training"]["history"]
-    for example in record["examples"]:
-        example["url"] = _data_url(run / example["picture"], "image/png")
     return environment.get_template("report.html.j2").render(
         answers.lookups(record),
         record=record,
+        examples=[e | {"url": _data_url(run / e["picture"], "image/png")} for e in record["examples"]],
         questions=answers.QUESTIONS,
         answers=answers.render_answers(record, answers_folder),
         log=folded_log((run / "training.log").read_text(encoding="utf-8")),

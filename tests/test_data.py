@@ -150,14 +150,14 @@ def test_source_is_dataset_zip_then_dataset_folder_then_drawn_images(tmp_path, i
     run = tmp_path / "run"
     run.mkdir()
     monkeypatch.setattr(data.synthetic, "DEFAULT_PER_CLASS", 3, raising=True)
-    folder, kind = data.open_source(None, run)
-    assert kind == "demonstration"
-    assert sorted(data.find_images(folder)) == sorted(data.synthetic.CLASSES)
+    drawn = data.open_source(None, run)
+    assert drawn.kind == "demonstration"
+    assert sorted(data.find_images(drawn.folder)) == sorted(data.synthetic.CLASSES)
     (tmp_path / "dataset").mkdir()
-    assert data.open_source(None, run) == (data.Path("dataset"), "folder")
+    assert data.open_source(None, run) == (data.Path("dataset"), "folder", "dataset")
     zip_folder(images, tmp_path / "dataset.zip")
     data.shutil.rmtree(run / "dataset")
-    assert data.open_source(None, run)[1] == "zip"
+    assert data.open_source(None, run) == (run / "dataset", "zip", "dataset.zip")
 
 
 def test_missing_data_is_named(tmp_path):

@@ -30,7 +30,7 @@ def flat(text):
 
 def drawn(record, bundle, folder=None):
     """The report of a record as HTML."""
-    return render.render_html(copy.deepcopy(record), bundle.run, folder)
+    return render.render_html(record, bundle.run, folder)
 
 
 def test_the_report_holds_everything_the_assignment_asks_for(text, record):
@@ -104,6 +104,12 @@ def test_the_words_follow_the_result(record, bundle, correct, demonstration):
     assert ("Made from demonstration images" in html) == demonstration
     assert html.count("demonstration images") >= (8 if demonstration else 0)
     assert demonstration or "demonstration images" not in html
+
+
+def test_drawing_the_report_leaves_the_record_as_it_is(record, bundle):
+    before = copy.deepcopy(record)
+    drawn(record, bundle)
+    assert record == before
 
 
 def test_rounding_never_makes_a_perfect_score():
@@ -205,7 +211,7 @@ def test_the_renderer_fetches_nothing_outside_its_folders(tmp_path, record, bund
     inside = folder / "inside.png"
     inside.write_bytes(secret.read_bytes())
     (folder / "q06.md").write_text("![a](../secret.png) ![b](http://127.0.0.1:9/x.png) ![c](inside.png)")
-    render.render_pdf(copy.deepcopy(record), bundle.run, folder)
+    render.render_pdf(record, bundle.run, folder)
     failed = [entry.getMessage() for entry in caplog.records if "Failed to load" in entry.getMessage()]
     assert len(failed) == 2
     assert "outside the report's folders" in failed[0]

@@ -1,6 +1,7 @@
 """The whole command, as a user runs it."""
 
 import csv
+import hashlib
 import json
 import math
 import re
@@ -115,7 +116,7 @@ def test_a_finished_bundle_is_only_replaced_by_force(bundle, tmp_path, capsys):
     ]
 
 
-def test_report_only_draws_the_pdf_again_without_training(bundle, tmp_path):
+def test_report_only_draws_the_pdf_again_without_training(bundle, tmp_path, capsys):
     outputs = tmp_path / "outputs"
     shutil.copytree(bundle.folder, outputs / "0812345")
     pdf = outputs / "0812345" / bundle.pdf.name
@@ -125,6 +126,13 @@ def test_report_only_draws_the_pdf_again_without_training(bundle, tmp_path):
     )
     assert process.returncode == 0, process.stderr
     assert pdf.read_bytes().startswith(b"%PDF")
+    digest = hashlib.sha256(pdf.read_bytes()).hexdigest()
+    record = json.loads((outputs / "0812345" / "run" / "record.json").read_text())
+    assert record["files"][pdf.name] == digest
+    record["schema"] = 99
+    (outputs / "0812345" / "run" / "record.json").write_text(json.dumps(record))
+    args = ["--student-id", "0812345", "--report-only", "--output-dir", outputs]
+    assert "another version" in refused(capsys, *args)
     assert (outputs / "0812345" / bundle.weights.name).read_bytes() == bundle.weights.read_bytes()
 
 
