@@ -6,6 +6,9 @@ import pytest
 from conftest import ROOT, run_program
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestCentroid
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import synthetic
 
@@ -20,58 +23,143 @@ def contents(path):
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     path = tmp_path_factory.mktemp("drawn") / "d.zip"
-    synthetic.write_dataset(path, per_class=12)
+    synthetic.write_dataset(path, per_class=40)
     return path
 
 
-def test_zip_holds_the_assignments_classes_as_grey_images_all_different(drawn):
+@pytest.fixture(scope="module")
+def images(drawn):
+    """The pixels (240, 200, 200) of 40 images of each class, and their classes (240)."""
     files = contents(drawn)
-    assert sorted(files) == sorted(f"{c}/{c}_{n}.png" for c in ASSIGNMENTS for n in range(1, 13))
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in files.values()])
+    return pixels, np.array([name.split("/")[0] for name in files])
+
+
+def test_classes_are_the_assignments_in_sorted_order():
+    assert list(synthetic.CLASSES) == ASSIGNMENTS == sorted(ASSIGNMENTS)
+
+
+def test_zip_holds_grey_pngs_all_different(drawn):
+    files = contents(drawn)
+    assert sorted(files) == sorted(f"{c}/{c}_{n}.png" for c in ASSIGNMENTS for n in range(1, 41))
     images = [Image.open(io.BytesIO(png)) for png in files.values()]
-    assert {(image.mode, image.size) for image in images} == {("L", (200, 200))}
-    assert len({image.tobytes() for image in images}) == 72
+    assert {(i.format, i.mode, i.size) for i in images} == {("PNG", "L", (200, 200))}
+    assert len({image.tobytes() for image in images}) == 240
 
 
-def test_same_seed_same_bytes_and_images_do_not_depend_on_their_number(drawn, tmp_path):
-    synthetic.write_dataset(tmp_path / "again.zip", per_class=12)
-    assert (tmp_path / "again.zip").read_bytes() == drawn.read_bytes()
+def test_zip_is_known_as_drawn_and_carries_no_date(drawn):
+    with zipfile.ZipFile(drawn) as archive:
+        assert archive.comment == synthetic.MARK
+        about = {(entry.date_time, entry.compress_type) for entry in archive.infolist()}
+    assert about == {((1980, 1, 1, 0, 0, 0), zipfile.ZIP_STORED)}
+
+
+def test_same_seed_same_bytes_other_seed_other_images(tmp_path):
+    first, again, other = (tmp_path / name for name in ("first.zip", "again.zip", "other.zip"))
+    synthetic.write_dataset(first, per_class=2, seed=3)
+    synthetic.write_dataset(again, per_class=2, seed=3)
+    synthetic.write_dataset(other, per_class=2, seed=4)
+    assert first.read_bytes() == again.read_bytes()
+    assert not set(contents(first).values()) & set(contents(other).values())
+
+
+def test_an_image_does_not_depend_on_how_many_there_are(drawn, tmp_path):
     synthetic.write_dataset(tmp_path / "few.zip", per_class=2)
     few, many = contents(tmp_path / "few.zip"), contents(drawn)
+    assert len(few) == 12
     assert all(many[name] == png for name, png in few.items())
-    synthetic.write_dataset(tmp_path / "other.zip", per_class=2, seed=1)
-    assert not set(contents(tmp_path / "other.zip").values()) & set(few.values())
 
 
-def test_brightness_and_contrast_do_not_give_the_class_away():
-    rng = np.random.default_rng(0)
-    images = [synthetic.draw(c, rng) for c in ASSIGNMENTS for _ in range(40)]
-    labels = np.repeat(np.arange(6), 40)
-    features = np.array([[i.mean(), i.std(), i.min(), i.max()] for i in images]) / 100
+def test_without_a_number_the_default_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "DEFAULT_PER_CLASS", 1)
+    synthetic.write_dataset(tmp_path / "d.zip")
+    assert len(contents(tmp_path / "d.zip")) == 6
+
+
+@pytest.mark.parametrize("model", [NearestCentroid(), LogisticRegression(max_iter=2000)])
+def test_brightness_and_contrast_do_not_give_the_class_away(images, model):
+    pixels, labels = images
+    features = np.stack([pixels.mean((1, 2)), pixels.std((1, 2))], 1)
     half = np.arange(240) % 2 == 0
-    model = LogisticRegression(max_iter=2000).fit(features[half], labels[half])
-    assert model.score(features[~half], labels[~half]) < 0.45  # chance: 0.17
+    model = make_pipeline(StandardScaler(), model).fit(features[half], labels[half])
+    assert model.score(features[~half], labels[~half]) < 0.4  # chance: 0.17
 
 
-def test_a_fault_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+def test_the_grey_level_histogram_does_not_give_the_class_away(images):
+    pixels, labels = images
+    features = np.array([np.bincount(image.ravel() // 8, minlength=32) for image in pixels])
+    half = np.arange(240) % 2 == 0
+    model = NearestCentroid().fit(features[half], labels[half])
+    assert model.score(features[~half], labels[~half]) < 0.5
+
+
+@pytest.mark.parametrize("fault", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("old", ["old", None])
+def test_a_fault_while_writing_leaves_the_folder_as_it_was(tmp_path, monkeypatch, fault, old):
     path = tmp_path / "d.zip"
-    path.write_text("old")
+    if old:
+        path.write_text(old)
+    draw, calls = synthetic.draw, []
 
-    def fail(*args):
-        raise OSError("disk full")
+    def fail_in_the_middle(class_name, rng):
+        calls.append(class_name)
+        if len(calls) > 3:
+            raise fault
+        return draw(class_name, rng)
 
-    monkeypatch.setattr(synthetic, "_png", fail)
-    with pytest.raises(OSError, match="disk full"):
-        synthetic.write_dataset(path, per_class=1)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["d.zip"]
+    monkeypatch.setattr(synthetic, "draw", fail_in_the_middle)
+    with pytest.raises(type(fault)):
+        synthetic.write_dataset(path, per_class=2)
+    left = {p.name: p.read_text() for p in tmp_path.iterdir()}
+    assert left == ({"d.zip": old} if old else {})
 
 
-def test_bad_input_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no class is called 'rust'"):
+def test_unknown_class_is_refused():
+    with pytest.raises(ValueError, match="no class is called 'rust'; there are crazing, inclusion"):
         synthetic.draw("rust", np.random.default_rng(0))
-    process = run_program(ROOT / "synthetic.py", tmp_path / "d.zip", "--per-class", "0", cwd=tmp_path)
-    assert (process.returncode, process.stdout) == (2, "")
-    assert process.stderr == "synthetic.py: at least 1 image for each class is needed, not 0\n"
-    process = run_program(ROOT / "synthetic.py", tmp_path / "no" / "d.zip", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"per_class": 0}, "at least 1 image for each class is needed, not 0"),
+        ({"per_class": -3}, "at least 1 image for each class is needed, not -3"),
+        ({"per_class": 1, "seed": -1}, "the seed must be 0 or more, not -1"),
+    ],
+)
+def test_bad_numbers_are_refused(tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        synthetic.write_dataset(tmp_path / "d.zip", **values)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line_writes_the_file_quietly(tmp_path):
+    arguments = ["d.zip", "--per-class", "1", "--seed", "5"]
+    process = run_program(ROOT / "synthetic.py", *arguments, cwd=tmp_path)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+    synthetic.write_dataset(tmp_path / "same.zip", per_class=1, seed=5)
+    assert (tmp_path / "d.zip").read_bytes() == (tmp_path / "same.zip").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["d.zip", "--per-class", "0"], "at least 1 image for each class is needed, not 0"),
+        (["d.zip", "--seed", "-1"], "the seed must be 0 or more, not -1"),
+        (["no/d.zip"], "can't write no/d.zip: No such file or directory"),
+    ],
+)
+def test_command_line_refuses_bad_input(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert synthetic.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", f"synthetic.py: {message}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line_exits_with_2(tmp_path):
+    process = run_program(ROOT / "synthetic.py", "d.zip", "--per-class", "0", cwd=tmp_path)
+    assert process.returncode == 2
+    process = run_program(ROOT / "synthetic.py", "d.zip", "--per-class", "many", cwd=tmp_path)
     assert process.returncode == 2
     assert list(tmp_path.iterdir()) == []
