@@ -6,12 +6,15 @@ one too few), and images are resized to a square (`Resize(28, 28)` takes the sec
 interpolation).
 """
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 import re
 import shutil
+import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -190,10 +193,37 @@ def save_thumbnail(path, target, channels, side=240):
     image.save(target, optimize=True)
 
 
-def load_pictures(files, side, channels, tick=lambda: None):
+def memory_size():
+    """Bytes of main memory on this machine, or in the container where that is less."""
+    try:
+        sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        sizes = [8 << 30]
+    with contextlib.suppress(OSError, ValueError):  # ValueError: it says "max"
+        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(sizes)
+
+
+def pixel_store(shape, folder):
+    """A uint8 array to fill: in memory, or in a nameless file in `folder` if it would take over a quarter
+    of the memory. Batches are then read from the disk as they are needed; nothing else differs."""
+    if math.prod(shape) <= memory_size() // 4:
+        return np.empty(shape, np.uint8)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return np.memmap(file, np.uint8, "w+", shape=shape)
+    except OSError as error:
+        raise InputError(
+            f"{math.prod(shape) / 1e9:.1f} GB of pixels fit neither in memory nor in {folder} "
+            f"({error.strerror}): make room, or choose a smaller image_size"
+        ) from None
+
+
+def load_pictures(files, side, channels, folder, tick=lambda: None):
     """Decode all files, in parallel: ({(class, name): Picture}, [(path, reason) of unreadable ones]).
 
-    InputError if more than MAX_UNREADABLE_PERCENT of them can't be read.
+    Pixels that are too many for the memory go to a file in `folder`. InputError if more than
+    MAX_UNREADABLE_PERCENT of the files can't be read.
     """
 
     def load(path):
@@ -204,12 +234,14 @@ def load_pictures(files, side, channels, tick=lambda: None):
 
     keys = [(label, name) for label in files for name in files[label]]
     paths = [files[label][name] for label, name in keys]
+    store = pixel_store((len(keys), channels, side, side), folder)
     pictures, unreadable = {}, []
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        for key, path, result in zip(keys, paths, pool.map(load, paths)):
+        for key, path, pixels, result in zip(keys, paths, store, pool.map(load, paths)):
             tick()
             if isinstance(result, Picture):
-                pictures[key] = result
+                pixels[:] = result.pixels
+                pictures[key] = result._replace(pixels=pixels)
             else:
                 unreadable.append((path, result))
     if len(unreadable) * 100 > len(keys) * MAX_UNREADABLE_PERCENT:
@@ -281,12 +313,15 @@ class Split(NamedTuple):
     files: list  # "class/name" of each
 
 
-def gather(pictures, names):
-    """The Split of {class: [names]}; classes are numbered in sorted order."""
+def gather(pictures, names, folder):
+    """The Split of {class: [names]}; classes are numbered in sorted order. `folder` as above."""
     keys = [(label, name) for label in sorted(names) for name in sorted(names[label])]
     number = {label: i for i, label in enumerate(sorted(names))}
+    pixels = pixel_store((len(keys), *pictures[keys[0]].pixels.shape), folder)
+    for row, key in zip(pixels, keys):
+        row[:] = pictures[key].pixels
     return Split(
-        torch.from_numpy(np.stack([pictures[key].pixels for key in keys])),
+        torch.from_numpy(pixels),
         torch.tensor([number[label] for label, _ in keys]),
         [f"{label}/{name}" for label, name in keys],
     )
@@ -304,7 +339,8 @@ class Data(NamedTuple):
 def load_data(folder, split_folder, recipe, tick=lambda: None):
     """Images under `folder` -> Data, and the split on disk in `split_folder`. InputError as above."""
     files = find_images(folder)
-    pictures, unreadable = load_pictures(files, recipe.image_size, recipe.channels, tick)
+    home = Path(split_folder).parent
+    pictures, unreadable = load_pictures(files, recipe.image_size, recipe.channels, home, tick)
     digests = {label: {} for label in files}
     for (label, name), picture in pictures.items():
         digests[label][name] = picture.digest
@@ -317,7 +353,7 @@ def load_data(folder, split_folder, recipe, tick=lambda: None):
                     "and unreadable files left out: add more different images"
                 )
     write_split(names, files, split_folder, recipe.split_seed)
-    train, test = (gather(pictures, names[side]) for side in ("train", "test"))
+    train, test = (gather(pictures, names[side], home) for side in ("train", "test"))
     return Data(sorted(files), train, test, pictures, names, unreadable)
 
 
@@ -368,6 +404,22 @@ def augment(images, generator, *, flip=False, transpose=False, crop=0.0, brightn
     return images.clamp(0, 1) if brightness or contrast else images
 
 
+def mixup(images, targets, alpha, rng):
+    """Blend each image and its target with another one's (Zhang et al. 2018, arXiv:1710.09412).
+
+    images (b, ...), targets (b, classes) of shares that sum to 1, both float; the share of each
+    pair is drawn from Beta(alpha, alpha) by the NumPy generator `rng`.
+    """
+    partner = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+    share = torch.from_numpy(rng.beta(alpha, alpha, len(images))).to(images)
+
+    def blend(x):
+        lam = share.view(-1, *[1] * (x.ndim - 1))
+        return lam * x + (1 - lam) * x[partner]
+
+    return blend(images), blend(targets)
+
+
 def normalize(images, standardize):
     """Float images (b, c, h, w) in [0, 1] -> mean 0, variance 1 each; or (x - 0.5) / 0.5, the template's."""
     if not standardize:
@@ -377,18 +429,27 @@ def normalize(images, standardize):
 
 
 class BatchLoader:
-    """Batches (images, labels) of a Split that lies whole on the device, for the template's loops.
+    """Batches (images, targets) of a Split, for the template's loops.
 
     With a `seed` the order is shuffled anew each epoch and the images are augmented by `changes`
-    (the arguments of `augment`); without one both are as they are.
+    (the arguments of `augment`); without one both are as they are. Targets are class numbers (b),
+    or with `mixup` shares of the classes (b, classes). The images lie whole on the device, unless
+    they would fill more than half of a GPU's free memory: then batch by batch.
     """
 
-    def __init__(self, split, batch_size, device, *, standardize, seed=None, changes=None):
-        self.dataset = TensorDataset(split.images.to(device), split.labels.to(device))
+    def __init__(self, split, batch_size, device, *, standardize, seed=None, changes=None, mixup=0.0):
+        images = split.images
+        if device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
+            images = images.to(device)
+        self.dataset = TensorDataset(images, split.labels.to(images.device))
         self.batch_size = batch_size
+        self.device = device
         self.standardize = standardize
         self.changes = changes or {}
+        self.mixup = mixup
+        self.classes = int(split.labels.max()) + 1
         self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        self.rng = np.random.default_rng(seed)
 
     def __len__(self):
         return -(-len(self.dataset) // self.batch_size)
@@ -396,14 +457,17 @@ class BatchLoader:
     def __iter__(self):
         images, labels = self.dataset.tensors
         if self.generator is None:
-            order = torch.arange(len(labels), device=labels.device)
+            order = torch.arange(len(labels), device=self.device)
         else:
-            order = torch.randperm(len(labels), generator=self.generator, device=labels.device)
-        for index in order.split(self.batch_size):
-            batch = images[index].float() / 255
+            order = torch.randperm(len(labels), generator=self.generator, device=self.device)
+        for index in order.to(images.device).split(self.batch_size):
+            batch, targets = images[index].to(self.device).float() / 255, labels[index].to(self.device)
             if self.generator is not None:
                 batch = augment(batch, self.generator, **self.changes)
-            yield normalize(batch, self.standardize), labels[index]
+            batch = normalize(batch, self.standardize)
+            if self.mixup:
+                batch, targets = mixup(batch, F.one_hot(targets, self.classes).float(), self.mixup, self.rng)
+            yield batch, targets
 
 
 def make_loaders(data, recipe, device):
@@ -412,5 +476,7 @@ def make_loaders(data, recipe, device):
         name: getattr(recipe, name) for name in ("flip", "transpose", "crop", "brightness", "contrast")
     }
     shared = {"device": device, "standardize": recipe.standardize}
-    train = BatchLoader(data.train, recipe.batch_size, seed=recipe.seed, changes=changes, **shared)
+    train = BatchLoader(
+        data.train, recipe.batch_size, seed=recipe.seed, changes=changes, mixup=recipe.mixup, **shared
+    )
     return train, BatchLoader(data.test, 256, **shared)

@@ -52,10 +52,13 @@ class Recipe:
     crop: float = _value(0.06, "random shift, up to this share of the side", 0.0, 0.5)
     brightness: float = _value(0.0, "random brightness, +- this share of the range", 0.0, 1.0)
     contrast: float = _value(0.0, "random contrast, +- this share", 0.0, 1.0)
+    mixup: float = _value(0.4, "two images blended, share from Beta(mixup, mixup); 0: never", 0.0, 100.0)
+    test_views: bool = _value(True, "test: average over the flips and turns trained with")
 
     # The optimisation.
     epochs: int = _value(80, "passes over the training images", 1, 100_000)
     batch_size: int = _value(64, "images a step", 1, 1_000_000)
+    muon_learning_rate: float = _value(0.01, "peak for the matrices; 0: AdamW for them too", 0.0, 10.0)
     learning_rate: float = _value(1e-3, "peak learning rate of AdamW", 1e-9, 10.0)
     weight_decay: float = _value(0.05, "decoupled weight decay", 0.0, 10.0)
     warmup_epochs: float = _value(5.0, "epochs of linear warm-up before the cosine", 0.0, 100_000)

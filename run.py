@@ -195,7 +195,7 @@ def train_and_report(args, student_id, recipe, screen):
         with screen.stage("Evaluation"):
             pdf, code, weights = bundle_names(student_id)
             torch.save({k: v.cpu() for k, v in model.state_dict().items()}, staging.folder / weights)
-            logits, labels = train.predict(model, loaders[1])
+            logits, labels = train.predict(model, loaders[1], **train.test_views(recipe))
             results = rec.score(logits.cpu().numpy(), labels.cpu().numpy(), images.classes, images.test.files)
             screen.say(f"test loss {results['loss']:.4f}, {results['correct']} of {results['total']} right")
             examples = rec.choose_examples(results["predictions"], images.classes)

@@ -75,13 +75,44 @@ def make_model(recipe, num_classes):
     )
 
 
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for some parameters and AdamW for the others, as one optimizer.
+
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a
+    matrix by the nearest orthogonal one, so that a step moves all its directions equally far.
+    """
+
+    def __init__(self, muon, adamw):
+        self.both = muon, adamw
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        # The same dicts, so that a scheduler of this optimizer sets the rates of both.
+        self.param_groups = [*muon.param_groups, *adamw.param_groups]
+
+    def step(self):
+        for optimizer in self.both:
+            optimizer.step()
+
+
 def make_optimizer(model, recipe):
-    """AdamW; weight decay on the matrices alone, not on biases, norms, class token or positions."""
+    """Muon for the matrices that feed a layer, AdamW for the last layer's and for all vectors.
+
+    With muon_learning_rate = 0 it is AdamW for all. Weight decay acts on the matrices alone, not on
+    biases, norms, class token or positions.
+    """
     matrices = [p for p in model.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if p.ndim != 2]
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    fused = matrices[0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused)
+    vectors = [p for p in model.parameters() if p.ndim != 2]
+    by_muon = [p for p in matrices if p is not model.mlp_head[-1].weight] if recipe.muon_learning_rate else []
+    by_adamw = matrices[len(by_muon) :]  # the head comes last
+    adamw = torch.optim.AdamW(
+        [{"params": by_adamw}, {"params": vectors, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        fused=vectors[0].device.type in ("cpu", "cuda"),
+    )
+    if not by_muon:
+        return adamw
+    muon = torch.optim.Muon(by_muon, lr=recipe.muon_learning_rate, weight_decay=recipe.weight_decay)
+    return MuonAdamW(muon, adamw)
 
 
 def make_scheduler(optimizer, recipe, steps_per_epoch):
@@ -138,7 +169,9 @@ def train_epoch(
 
         # Sums stay on the device: reading them each step would make a GPU wait.
         loss_sum += loss.detach() * len(data)
-        correct += (output.detach().argmax(-1) == target).sum()
+        # Of a mixed image, the class that has the larger share counts.
+        labels = target if target.ndim == 1 else target.argmax(-1)
+        correct += (output.detach().argmax(-1) == labels).sum()
         if i % log_interval == 0:
             done = i * data_loader.batch_size
             share = 100 * done / total_samples
@@ -156,22 +189,42 @@ def train_epoch(
     return mean_loss, int(correct) / total_samples
 
 
+def symmetries(images, flip, transpose):
+    """Square images (b, c, side, side) as they are, then flipped and transposed in all ways allowed."""
+    flips = ((), (-1,), (-2,), (-1, -2)) if flip else ((),)
+    for turned in (images, images.transpose(-1, -2)) if transpose else (images,):
+        for dims in flips:
+            yield turned.flip(dims)
+
+
+def test_views(recipe):
+    """The arguments of `predict` that average over the symmetries that the recipe trained with."""
+    return {name: recipe.test_views and getattr(recipe, name) for name in ("flip", "transpose")}
+
+
 @torch.no_grad()
-def predict(model, data_loader, precision="fp32"):
-    """The logits (n, classes), float32, and labels (n) of all images, in order."""
+def predict(model, data_loader, precision="fp32", flip=False, transpose=False):
+    """The logits (n, classes), float32, and labels (n) of all images, in order.
+
+    With `flip` or `transpose` an image's logits are the mean over all its `symmetries`.
+    """
     model.eval()
     logits, labels = [], []
     for data, target in data_loader:
         with autocast(data.device, precision):
-            logits.append(model(data).float())
+            of_views = [model(view).float() for view in symmetries(data, flip, transpose)]
+        logits.append(torch.stack(of_views).mean(0))
         labels.append(target)
     return torch.cat(logits), torch.cat(labels)
 
 
-def evaluate(model, data_loader, loss_history, *, precision="fp32", log=print):
-    """Score the model: (mean cross-entropy, number correct, logits). Prints the assignment's line."""
+def evaluate(model, data_loader, loss_history, *, precision="fp32", log=print, **views):
+    """Score the model: (mean cross-entropy, number correct, logits). Prints the assignment's line.
+
+    `views` are the arguments `flip` and `transpose` of `predict`.
+    """
     total_samples = len(data_loader.dataset)
-    logits, labels = predict(model, data_loader, precision)
+    logits, labels = predict(model, data_loader, precision, **views)
     loss = F.cross_entropy(logits, labels).item()
     correct = (logits.argmax(-1) == labels).sum().item()
     loss_history.append(loss)
@@ -184,8 +237,8 @@ def fit(model, train_loader, test_loader, recipe, *, precision="fp32", log=print
 
     The test score is printed for the log and decides nothing: no choice of epoch, no early stop.
     The last epoch, whose score is the result, is scored in fp32 so that other machines can repeat
-    it. A row holds epoch, learning_rate, train_loss, train_accuracy, test_loss, test_accuracy,
-    train_seconds, and seconds with the scoring.
+    it, and with all the recipe's test views. A row holds epoch, learning_rate, train_loss,
+    train_accuracy, test_loss, test_accuracy, train_seconds, and seconds with the scoring.
     """
     optimizer = make_optimizer(model, recipe)
     scheduler = make_scheduler(optimizer, recipe, len(train_loader))
@@ -209,12 +262,14 @@ def fit(model, train_loader, test_loader, recipe, *, precision="fp32", log=print
             tick=tick,
         )
         train_seconds = time.perf_counter() - start
+        last = epoch == recipe.epochs
         test_loss, correct, _ = evaluate(
             model,
             test_loader,
             test_loss_history,
-            precision="fp32" if epoch == recipe.epochs else precision,
+            precision="fp32" if last else precision,
             log=log,
+            **(test_views(recipe) if last else {}),
         )
         yield {
             "epoch": epoch,

@@ -224,12 +224,31 @@ def test_a_few_unreadable_files_are_left_out_and_many_stop(tmp_path):
     make_folder(tmp_path, {"a": 20, "b": 20})
     (tmp_path / "a" / "a_3.png").write_bytes(b"")
     (tmp_path / "b" / "b_4.png").write_text("no image")
-    pictures, unreadable = data.load_pictures(data.find_images(tmp_path), 16, 1)
+    pictures, unreadable = data.load_pictures(data.find_images(tmp_path), 16, 1, tmp_path)
     assert len(pictures) == 38
     assert [path.name for path, _ in unreadable] == ["a_3.png", "b_4.png"]
     (tmp_path / "b" / "b_5.png").write_text("no image")
     with pytest.raises(InputError, match="3 of 40 images can't be read"):
-        data.load_pictures(data.find_images(tmp_path), 16, 1)
+        data.load_pictures(data.find_images(tmp_path), 16, 1, tmp_path)
+
+
+def test_images_too_many_for_the_memory_are_kept_on_disk_and_trained_on_alike(tmp_path, images, monkeypatch):
+    in_memory = data.load_data(images, tmp_path / "split", RECIPE)
+    monkeypatch.setattr(data, "memory_size", lambda: 0)
+    on_disk = data.load_data(images, tmp_path / "split", RECIPE)
+    assert isinstance(next(iter(on_disk.pictures.values())).pixels.base, np.memmap)
+    assert on_disk.train.files == in_memory.train.files
+    for first, second in zip(
+        *(data.make_loaders(d, RECIPE, torch.device("cpu"))[0] for d in (in_memory, on_disk))
+    ):
+        assert torch.equal(first[0], second[0])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "split"]
+
+
+def test_no_room_for_the_pixels_anywhere_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "memory_size", lambda: 0)
+    with pytest.raises(InputError, match=r"GB of pixels fit neither in memory nor in .*smaller image_size"):
+        data.pixel_store((1, 1 << 62), tmp_path)
 
 
 # The split
@@ -386,6 +405,25 @@ def test_brightness_and_contrast_stay_in_range_and_differ_by_image():
     assert changed.min() >= 0
     assert changed.max() <= 1
     assert (changed - images).mean((1, 2, 3)).std() > 0.05
+
+
+def test_mixup_blends_images_and_targets_by_the_same_share():
+    images = torch.arange(8.0).reshape(8, 1, 1, 1).expand(8, 1, 4, 4)  # pixels are the image's number
+    mixed, targets = data.mixup(images, torch.eye(8), 0.4, np.random.default_rng(0))
+    torch.testing.assert_close(targets.sum(1), torch.ones(8))
+    torch.testing.assert_close(mixed[:, 0, 0, 0], targets @ torch.arange(8.0))
+    assert (targets.max(1).values < 1).any()
+
+
+def test_mixup_gives_training_batches_shares_and_leaves_test_batches_alone(tmp_path, images):
+    recipe = Recipe(image_size=32, patch_size=8, mixup=0.4)
+    train, test = data.make_loaders(
+        data.load_data(images, tmp_path / "split", recipe), recipe, torch.device("cpu")
+    )
+    (_, shares), (_, numbers) = next(iter(train)), next(iter(test))
+    assert shares.shape == (21, 3)
+    torch.testing.assert_close(shares.sum(1), torch.ones(21))
+    assert numbers.tolist() == sorted(numbers.tolist())
 
 
 def test_without_changes_nothing_is_drawn():

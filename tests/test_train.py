@@ -65,17 +65,45 @@ def test_evaluate_agrees_with_scikit_learn(images):
     model, _, _ = trained(images, tiny(epochs=2))
     _, loader = data.make_loaders(images, tiny(), CPU)
     losses = []
-    loss, correct, logits = train.evaluate(model, loader, losses, log=lambda line: None)
+    loss, correct, logits = train.evaluate(model, loader, losses, flip=True, log=lambda line: None)
     assert losses == [loss]
     labels = images.test.labels
     assert correct / len(labels) == pytest.approx(accuracy_score(labels, logits.argmax(-1)))
     assert loss == pytest.approx(log_loss(labels, logits.double().softmax(-1)), abs=1e-5)
 
 
+def test_symmetries_are_the_flips_and_quarter_turns_that_are_allowed():
+    image = torch.arange(9.0).reshape(1, 1, 3, 3)
+
+    def views(flip, transpose):
+        return [tuple(view.flatten().tolist()) for view in train.symmetries(image, flip, transpose)]
+
+    turned = [torch.rot90(x, k, (-2, -1)) for k in range(4) for x in (image, image.mT)]
+    assert sorted(views(True, True)) == sorted(tuple(x.flatten().tolist()) for x in turned)
+    assert views(False, False) == [tuple(image.flatten().tolist())]
+    assert len(set(views(True, False))) == 4
+    assert views(True, True)[0] == views(True, False)[0] == views(False, False)[0]
+
+
+def test_a_flipped_image_gets_the_same_prediction_from_all_flips(images):
+    model, _, _ = trained(images, tiny(epochs=1))
+    _, loader = data.make_loaders(images, tiny(), CPU)
+    batches = [(batch.flip(-1), labels) for batch, labels in loader]
+    upright, _ = train.predict(model, loader, flip=True)
+    flipped, _ = train.predict(model, batches, flip=True)
+    torch.testing.assert_close(flipped, upright, atol=1e-4, rtol=0)
+    assert not torch.allclose(train.predict(model, batches)[0], train.predict(model, loader)[0], atol=1e-3)
+
+
+def test_test_views_are_those_that_were_trained_with():
+    assert train.test_views(tiny(transpose=False)) == {"flip": True, "transpose": False}
+    assert not any(train.test_views(tiny(test_views=False)).values())
+
+
 def test_the_last_row_is_the_score_of_the_returned_weights_in_fp32(images):
     model, rows, _ = trained(images, tiny(epochs=2), "bf16")
     _, loader = data.make_loaders(images, tiny(), CPU)
-    loss, correct, _ = train.evaluate(model, loader, [], log=lambda line: None)
+    loss, correct, _ = train.evaluate(model, loader, [], flip=True, log=lambda line: None)
     assert rows[-1]["test_loss"] == loss
     assert rows[-1]["test_accuracy"] == correct / len(images.test.files)
 
@@ -114,12 +142,32 @@ def test_learning_rate_rises_linearly_and_falls_as_half_a_cosine():
 
 def test_weight_decay_reaches_the_matrices_alone():
     model = train.make_model(tiny(), 3)
-    decayed, free = train.make_optimizer(model, tiny()).param_groups
-    assert {p.ndim for p in decayed["params"]} == {2}
-    assert decayed["weight_decay"] == 0.05
-    assert free["weight_decay"] == 0
-    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
-    assert any(p is model.pos_embedding for p in free["params"])
+    for recipe in (tiny(), tiny(muon_learning_rate=0.0)):
+        *decayed, free = train.make_optimizer(model, recipe).param_groups
+        matrices = [p for group in decayed for p in group["params"]]
+        assert {p.ndim for p in matrices} == {2}
+        assert {group["weight_decay"] for group in decayed} == {0.05}
+        assert free["weight_decay"] == 0
+        assert len(matrices) + len(free["params"]) == len(list(model.parameters()))
+        assert any(p is model.pos_embedding for p in free["params"])
+
+
+def test_muon_turns_the_encoders_matrices_and_adamw_the_head():
+    """One step of Muon from zero momentum moves a matrix by an orthogonal one, near enough."""
+    recipe = tiny(weight_decay=0.0, warmup_epochs=0.0)
+    model = train.make_model(recipe, 3)
+    optimizer = train.make_optimizer(model, recipe)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model(torch.randn(16, 1, 32, 32)).square().sum().backward()
+    optimizer.step()
+    moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    step = moved["transformer.layers.0.1.fn.net.0.weight"]  # 64 x 32
+    sizes = torch.linalg.svdvals(step) / (recipe.muon_learning_rate * math.sqrt(64 / 32))
+    assert sizes.max() < 1.5
+    assert (sizes > 0.5).sum() >= 30  # of 32; the smallest take more steps of its iteration than it makes
+    # AdamW's first step is the learning rate, whatever the gradient.
+    assert moved["mlp_head.1.weight"].abs().median() == pytest.approx(recipe.learning_rate, rel=0.01)
+    assert moved["cls_token"].abs().median() == pytest.approx(recipe.learning_rate, rel=0.01)
 
 
 def test_a_loss_that_is_no_number_stops_and_says_what_to_change(images):
