@@ -128,6 +128,16 @@ def parse_setting(text):
         raise InputError(f"--set {text}: can't read {value.strip()!r} as a value") from None
 
 
+def read_toml(path):
+    """The values in a TOML file. InputError if it can't be read."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+
+
 def named_recipes():
     """The names of the recipes that come with the project, sorted."""
     return sorted(p.stem for p in RECIPES.glob("*.toml"))
@@ -146,12 +156,7 @@ def load_recipe(name_or_path="default", settings=()):
                 f"no recipe is called {str(name_or_path)!r}; there are {', '.join(named_recipes())}, "
                 "or give the path of a .toml file"
             )
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"can't read the recipe {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"the recipe {path} is not valid TOML: {error}") from None
+    values = read_toml(path)
     known = {f.name for f in dataclasses.fields(Recipe)}
     for name in values:
         if name not in known:

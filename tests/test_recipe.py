@@ -103,7 +103,7 @@ def test_broken_recipe_files_are_named(tmp_path, content, message):
 def test_missing_recipes_are_named_with_the_ones_there_are():
     with pytest.raises(InputError, match="'fast'; there are assignment, default, example"):
         load_recipe("fast")
-    with pytest.raises(InputError, match=r"can't read the recipe fast\.toml"):
+    with pytest.raises(InputError, match=r"can't read fast\.toml"):
         load_recipe("fast.toml")
 
 

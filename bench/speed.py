@@ -1,0 +1,304 @@
+#!/usr/bin/env python3
+"""How fast: ours beside the assignment's own way, in one run on one machine.
+
+    python bench/speed.py --data neu-cls.zip --output studies/speed.json    all of it: 25 min on 2 cores
+    python bench/speed.py --data neu-cls.zip --output x.json --parts rate limit
+
+The assignment's own way is assignment_way.py: files opened anew each epoch by DataLoader workers,
+float32, the public package's ViT. Each measurement runs in a process of its own, so that its peak
+memory is its own.
+
+  rate      training images a second at the example report's sizes; both ways in turn, three times each
+  accuracy  seconds of training to reach a test accuracy: both ways at the example's values, and our default
+  bundle    the whole command, data to bundle: seconds and peak memory
+  growth    images a second and memory as the data and the image size grow, and with the pixels on disk
+  limit     matrix products a second on this machine, and the share of them that training reaches
+"""
+
+import argparse
+import datetime
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+MARKS = (0.8056, 0.85, 0.93, 0.97)  # the example report's accuracy, and three above it
+
+
+# Measurements: each is called in a process of its own and returns a JSON-ready value
+
+
+def written_split(source, recipe, folder):
+    import data
+
+    return data.load_data(data.open_source(source, folder).folder, folder / "dataset_split", recipe)
+
+
+def peer_epochs(source, epochs):
+    """{"images": training images, "rows": [training seconds, seconds so far, test accuracy] of each
+    epoch}, the assignment's own way."""
+    import assignment_way
+
+    import train
+    from recipe import load_recipe
+
+    recipe = load_recipe("example", [("epochs", epochs)])
+    with tempfile.TemporaryDirectory() as folder:
+        images = written_split(source, recipe, Path(folder))
+        workers = min(4, os.cpu_count() or 1)
+        fitted = assignment_way.fit(Path(folder) / "dataset_split", recipe, train.choose_device(), workers)
+        return {"images": len(images.train.files), "rows": [row[1:] for row in fitted]}
+
+
+def our_epochs(source, name, epochs=None):
+    """The same, our way, with a named recipe."""
+    import data
+    import train
+    from recipe import load_recipe
+
+    recipe = load_recipe(name, [("epochs", epochs)] if epochs else [])
+    device = train.choose_device()
+    with tempfile.TemporaryDirectory() as folder:
+        images = written_split(source, recipe, Path(folder))
+    begin, rows = time.perf_counter(), []
+    model = train.make_model(recipe, len(images.classes)).to(device)
+    loaders = data.make_loaders(images, recipe, device)
+    precision = train.choose_precision("auto", device)
+    for row in train.fit(model, *loaders, recipe, precision=precision, log=lambda line: None):
+        rows.append([row["train_seconds"], time.perf_counter() - begin, row["test_accuracy"]])
+    return {"images": len(images.train.files), "rows": rows}
+
+
+def grown(count, side, on_disk=False):
+    """Training images a second on `count` images of side x side pixels, the default recipe otherwise."""
+    import torch
+
+    import data
+    import train
+    from recipe import load_recipe
+
+    patch = {28: 4, 64: 8, 96: 12, 128: 16, 160: 16, 224: 16}[side]
+    recipe = load_recipe("default", [("image_size", side), ("patch_size", patch)])
+    if on_disk:
+        data.memory_size = lambda: 0
+    device = train.choose_device()
+    with tempfile.TemporaryDirectory(dir=ROOT / "outputs") as folder:
+        pixels = data.pixel_store((count, 1, side, side), folder)
+        for start in range(0, count, 1000):
+            part = pixels[start : start + 1000]
+            part[:] = torch.randint(0, 256, part.shape, dtype=torch.uint8).numpy()
+        split = data.Split(torch.from_numpy(pixels), torch.arange(count) % 6, [])
+        nothing = data.Data(list("abcdef"), split, split, {}, {}, [])
+        loader, _ = data.make_loaders(nothing, recipe, device)
+        model = train.make_model(recipe, 6).to(device)
+        optimizer = train.make_optimizer(model, recipe)
+        precision = train.choose_precision("auto", device)
+        seconds = []
+        for _ in range(2 if count < 10_000 else 1):  # the first warms up
+            start = time.perf_counter()
+            train.train_epoch(model, optimizer, loader, [], precision=precision, log=lambda line: None)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+    return {"images_per_second": count / seconds[-1]}
+
+
+def limits():
+    """Matrix products in 1e9 operations a second, and what one training image costs."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import train
+    from recipe import load_recipe
+
+    device = train.choose_device()
+
+    def rate(dtype, rows, inner, columns):
+        a = torch.randn(rows, inner, device=device).to(dtype)
+        b = torch.randn(inner, columns, device=device).to(dtype)
+        best = float("inf")
+        for _ in range(20):
+            start = time.perf_counter()
+            for _ in range(10):
+                a @ b
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, (time.perf_counter() - start) / 10)
+        return 2 * rows * inner * columns / best / 1e9
+
+    found = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        found[f"{dtype} 2048 x 2048 x 2048"] = rate(dtype, 2048, 2048, 2048)
+        found[f"{dtype} 4096 x 128 x 384"] = rate(dtype, 4096, 128, 384)
+    for name in ("example", "default"):
+        recipe = load_recipe(name)
+        model = train.make_model(recipe, 6)
+        with FlopCounterMode(display=False) as counter:
+            shape = (1, recipe.channels, recipe.image_size, recipe.image_size)
+            model(torch.zeros(shape)).sum().backward()
+        found[f"operations for one training image, {name}"] = counter.get_total_flops()
+    return found
+
+
+def bundle(source):
+    """Seconds and test accuracy of the whole command with the default recipe."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, ROOT / "run.py", "--student-id", "bench", "--data", Path(source).resolve()]
+        start = time.perf_counter()
+        subprocess.run([*command, "--quiet"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+        record = json.loads((Path(folder) / "outputs" / "bench" / "run" / "record.json").read_text())
+    return {"seconds": seconds, "accuracy": record["results"]["accuracy"], "stages": record["stages"]}
+
+
+# The command
+
+
+def alone(function, *args):
+    """The value of a measurement run in a process of its own, and its peak memory in MB."""
+    command = [sys.executable, __file__, "--measure", json.dumps([function.__name__, *args])]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        sys.exit(f"speed.py: {function.__name__}{args} failed:\n{process.stderr}")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def measure(text):
+    name, *args = json.loads(text)
+    value = globals()[name](*args)
+    # Of this process and of its largest child: Linux counts in KiB.
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(json.dumps({"value": value, "peak_mb": peak / 1024}))
+
+
+def seconds_to(run, accuracy):
+    return next((so_far for _, so_far, reached in run["value"]["rows"] if reached >= accuracy), None)
+
+
+def fastest_rate(run):
+    """Training images a second in the fastest epoch."""
+    return run["value"]["images"] / min(seconds for seconds, *_ in run["value"]["rows"])
+
+
+def part_rate(source, say):
+    rates = {"assignment": [], "ours": []}
+    for _ in range(3):
+        rates["assignment"].append(fastest_rate(alone(peer_epochs, source, 3)))
+        rates["ours"].append(fastest_rate(alone(our_epochs, source, "example", 3)))
+    medians = {way: statistics.median(values) for way, values in rates.items()}
+    say("training images a second at the example report's sizes")
+    say(f"  assignment's way {medians['assignment']:.0f}, ours {medians['ours']:.0f}")
+    say(f"  ratio {medians['ours'] / medians['assignment']:.1f}")
+    return rates
+
+
+def part_accuracy(source, say):
+    runs = {
+        "assignment's way, example's values": alone(peer_epochs, source, 50),
+        "ours, recipe example": alone(our_epochs, source, "example"),
+        "ours, recipe default": alone(our_epochs, source, "default"),
+    }
+    say(
+        f"{'seconds of training to':36}"
+        + "".join(f"{mark:>9.2%}" for mark in MARKS)
+        + "   end   s in all  peak MB"
+    )
+    for name, run in runs.items():
+        times = [seconds_to(run, mark) for mark in MARKS]
+        shown = "".join(f"{'never' if t is None else f'{t:.0f}':>9}" for t in times)
+        _, total, accuracy = run["value"]["rows"][-1]
+        say(f"{name:36}{shown} {accuracy:7.2%} {total:8.0f} {run['peak_mb']:8.0f}")
+    first, *others = (seconds_to(run, 0.85) for run in runs.values())
+    if first:
+        say("  ratio of times to 85 %: " + ", ".join(f"{first / t:.1f}" for t in others if t))
+    return runs
+
+
+def part_bundle(source, say):
+    found = alone(bundle, source)
+    value = found["value"]
+    say(
+        f"command to bundle, recipe default: {value['seconds']:.0f} s, peak {found['peak_mb']:.0f} MB "
+        f"(test accuracy {value['accuracy']:.2%})"
+    )
+    return found
+
+
+def part_growth(source, say):
+    rows = []
+    cases = [(1260 * times, 128, False) for times in (1, 10, 50)] + [(12600, 128, True)]
+    cases += [(1260, side, False) for side in (28, 64, 96, 160, 224)]
+    for count, side, on_disk in cases:
+        found = alone(grown, count, side, on_disk)
+        rate = found["value"]["images_per_second"]
+        place = "on disk" if on_disk else "in memory"
+        say(f"{count:6} images of {side:3}, {place:9}: {rate:7.0f} images/s, peak {found['peak_mb']:.0f} MB")
+        rows.append({"images": count, "side": side, "on_disk": on_disk, **found})
+    return rows
+
+
+def part_limit(source, say):
+    found = alone(limits)["value"]
+    for name, value in found.items():
+        say(f"{name}: {value:.3g}" + (" GFLOP/s" if name.startswith("torch") else ""))
+    rate = fastest_rate(alone(our_epochs, source, "default", 3))
+    used = found["operations for one training image, default"] * rate / 1e9
+    top = max(value for name, value in found.items() if name.startswith("torch"))
+    say(f"training with the default recipe: {used:.0f} GFLOP/s, {used / top:.0%} of the fastest product")
+    return found | {"training, GFLOP/s": used}
+
+
+PARTS = {
+    "rate": part_rate,
+    "accuracy": part_accuracy,
+    "bundle": part_bundle,
+    "growth": part_growth,
+    "limit": part_limit,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--data", metavar="PATH", help="NEU-CLS, a zip")
+    parser.add_argument("--output", type=Path, metavar="JSON")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        return measure(args.measure)
+    if not args.data or not args.output:
+        parser.error("--data and --output are needed")
+
+    from record import describe_machine, write_record
+    from train import choose_device
+
+    result = json.loads(args.output.read_text()) if args.output.is_file() else {}
+    for part in args.parts:
+        lines = []
+
+        def say(line, lines=lines):
+            print(line, flush=True)
+            lines.append(line)
+
+        found = PARTS[part](args.data, say)
+        result[part] = {
+            "date": datetime.datetime.now().isoformat(timespec="seconds"),
+            "machine": describe_machine(choose_device()),
+            "printed": lines,
+            "raw": found,
+        }
+        write_record(args.output, result)
+
+
+if __name__ == "__main__":
+    main()
