@@ -33,8 +33,8 @@ class Recipe:
     """Hyperparameters. The defaults are the `default` recipe."""
 
     # The model (vit.ViT's arguments of the same names).
-    image_size: int = _value(128, "side of the square the model sees, pixels", 4, 4096)
-    patch_size: int = _value(16, "side of a patch, pixels; divides image_size", 1, 4096)
+    image_size: int = _value(200, "side of the square the model sees, pixels", 4, 4096)
+    patch_size: int = _value(20, "side of a patch, pixels; divides image_size", 1, 4096)
     channels: int = _value(1, "1 grey, 3 colour", choices=(1, 3))
     dim: int = _value(128, "width of a token", 1, 16384)
     depth: int = _value(6, "encoder blocks", 1, 256)
@@ -56,7 +56,7 @@ class Recipe:
     test_views: bool = _value(True, "test: average over the flips and turns trained with")
 
     # The optimisation.
-    epochs: int = _value(80, "passes over the training images", 1, 100_000)
+    epochs: int = _value(70, "passes over the training images", 1, 100_000)
     batch_size: int = _value(64, "images a step", 1, 1_000_000)
     muon_learning_rate: float = _value(0.01, "peak for the matrices; 0: AdamW for them too", 0.0, 10.0)
     learning_rate: float = _value(1e-3, "peak learning rate of AdamW", 1e-9, 10.0)
@@ -157,11 +157,11 @@ def load_recipe(name_or_path="default", settings=()):
                 "or give the path of a .toml file"
             )
     values = read_toml(path)
+    values.update(settings)
     known = {f.name for f in dataclasses.fields(Recipe)}
     for name in values:
         if name not in known:
             raise InputError(f"{path}: {_unknown(name)}")
-    values.update(settings)
     try:
         return Recipe(**values)
     except InputError as error:

@@ -12,6 +12,7 @@ command goes on where it stopped.
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -100,7 +101,8 @@ def run_all(work, jobs, path, about):
     rows, todo = record["rows"], {key: call for key, call in work.items() if key not in record["rows"]}
     for key in work.keys() - todo.keys():
         yield key, rows[key], len(rows), len(work)
-    with ProcessPoolExecutor(jobs) as pool:
+    # Fresh processes: a copy of this one would inherit PyTorch's threads as they stand, and hang.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(function, *args): key for key, (function, args) in todo.items()}
         for future in as_completed(futures):
             key = futures[future]
@@ -136,6 +138,8 @@ def main(argv=None):
     try:
         if not 2 <= args.folds <= 20:
             raise InputError(f"--folds must be from 2 to 20, not {args.folds}")
+        if args.jobs < 1:
+            raise InputError(f"--jobs must be 1 or more, not {args.jobs}")
         trials = read_toml(args.trials).get("trials")
         if not isinstance(trials, dict) or not all(isinstance(t, dict) for t in trials.values()):
             raise InputError(

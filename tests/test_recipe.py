@@ -62,7 +62,7 @@ def test_settings_win_over_the_recipe_and_whole_numbers_do_for_floats(tmp_path):
         ([("learning_rate", float("nan"))], "learning_rate must be from"),
         ([("pool", "max")], "pool must be cls or mean, not 'max'"),
         ([("channels", 2)], "channels must be 1 or 3, not 2"),
-        ([("patch_size", 5)], "image_size = 128 does not divide into patches of patch_size = 5"),
+        ([("patch_size", 7)], "image_size = 200 does not divide into patches of patch_size = 7"),
     ],
 )
 def test_values_that_do_not_fit_are_refused_by_name(settings, message):
@@ -101,7 +101,7 @@ def test_broken_recipe_files_are_named(tmp_path, content, message):
 
 
 def test_missing_recipes_are_named_with_the_ones_there_are():
-    with pytest.raises(InputError, match="'fast'; there are assignment, default, example"):
+    with pytest.raises(InputError, match="'fast'; there are assignment, best, default, example"):
         load_recipe("fast")
     with pytest.raises(InputError, match=r"can't read fast\.toml"):
         load_recipe("fast.toml")
