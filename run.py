@@ -17,6 +17,8 @@ from pathlib import Path
 from bundle import bundle_names, check_output, check_student_id, staged
 from recipe import InputError, Recipe, load_recipe, named_recipes, parse_setting
 
+LONG = 600  # seconds of training that a person is warned of
+
 EXAMPLES = """\
 examples:
   python run.py --student-id 0812345                        try it: drawn demonstration images
@@ -123,6 +125,8 @@ def report_only(args, student_id, screen):
 
 def train_and_report(args, student_id, recipe, screen):
     """The whole job: images to bundle. Nothing is in the output folder before all of it is done."""
+    from console import clock
+
     folder = args.output_dir / student_id
     check_output(folder, student_id, args.force)
 
@@ -175,6 +179,12 @@ def train_and_report(args, student_id, recipe, screen):
 
         with screen.stage("Training"), open(run / "training.log", "w", encoding="utf-8") as log:
             loaders = data.make_loaders(images, recipe, device)
+            expected = train.estimate_seconds(model, loaders[0], recipe, precision)
+            screen.say(f"{recipe.epochs} epochs, about {clock(expected)} here")
+            if expected > LONG:
+                screen.say(
+                    "long: Ctrl-C stops; --recipe default, --set epochs=N or a GPU take less", "yellow"
+                )
             history, start = [], time.perf_counter()
             with screen.training(recipe.epochs, len(loaders[0])) as (tick, show):
                 rows = train.fit(

@@ -5,6 +5,7 @@ clipping and mixed precision: bf16 where the hardware has it, fp16 with loss sca
 else fp32.
 """
 
+import copy
 import math
 import time
 
@@ -230,6 +231,27 @@ def evaluate(model, data_loader, loss_history, *, precision="fp32", log=print, *
     loss_history.append(loss)
     log(f"Average test loss: {loss:.4f} Accuracy: {correct}/{total_samples} ({correct / total_samples:.2%})")
     return loss, correct, logits
+
+
+def estimate_seconds(model, train_loader, recipe, precision):
+    """How long `fit` will take for the training images, from two trial steps on a copy of the model."""
+    device = next(model.parameters()).device
+    count = min(recipe.batch_size, len(train_loader.dataset))
+    images = torch.zeros(count, *model.image_shape, device=device)
+    labels = torch.zeros(count, dtype=torch.long, device=device)
+    trial = copy.deepcopy(model)
+    optimizer = make_optimizer(trial, recipe)
+    with torch.random.fork_rng():  # dropout draws from it: training starts as if nothing had been
+        for _ in range(2):  # the first is slower than all others
+            start = time.perf_counter()
+            with autocast(device, precision):
+                output = trial(images).float()
+            F.cross_entropy(output, labels).backward()
+            optimizer.step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - start
+    return seconds * len(train_loader) * recipe.epochs
 
 
 def fit(model, train_loader, test_loader, recipe, *, precision="fp32", log=print, tick=lambda: None):

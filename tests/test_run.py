@@ -146,6 +146,15 @@ def test_report_reads_the_record_and_never_imports_torch(bundle):
     assert not re.search(r"\| +torch$", process.stderr, re.MULTILINE)
 
 
+def test_a_long_training_is_announced_before_it_starts(bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "LONG", 0)
+    args = ["--student-id", "s3", "--data", str(bundle.home / "dataset.zip"), *TINY_ARGS, "--set", "epochs=1"]
+    assert run.main([*args, "--output-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "1 epochs, about" in said
+    assert said.index("long: Ctrl-C stops") < said.index("5/6")
+
+
 def test_help_teaches_and_answers_within_a_second():
     start = time.perf_counter()
     process = run_program(RUN, "--help", cwd=ROOT)

@@ -119,6 +119,20 @@ def test_train_epoch_keeps_the_templates_leading_arguments(images):
     assert len(test_losses) == 1
 
 
+def test_the_estimate_is_the_time_of_a_step_for_all_steps_and_changes_nothing(images, monkeypatch):
+    recipe = tiny(dropout=0.1, epochs=12)
+    model = train.make_model(recipe, 3)
+    loader, _ = data.make_loaders(images, recipe, CPU)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    draw = torch.random.get_rng_state()
+    clock = iter([0.0, 5.0, 10.0, 10.5])  # the first step, slow, and the second
+    monkeypatch.setattr(train.time, "perf_counter", lambda: next(clock))
+    expected = train.estimate_seconds(model, loader, recipe, "fp32")
+    assert expected == pytest.approx(0.5 * 6 * 12)  # 42 images in batches of 8, 12 epochs
+    assert torch.equal(torch.random.get_rng_state(), draw)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
 def test_the_test_split_changes_nothing_in_training(images):
     whole, _, _ = trained(images, tiny(epochs=2))
     smaller = images._replace(test=data.Split(*(part[:5] for part in images.test)))
