@@ -1,7 +1,8 @@
 """From the run record to the report and the submitted code. Reads the record; computes nothing anew."""
 
 from report.answers import check_answers
-from report.render import check_renderer, render_pdf
+from report.fonts import missing_letters
+from report.render import check_renderer, render_report
 from report.submission import assemble_submission
 
-__all__ = ["assemble_submission", "check_answers", "check_renderer", "render_pdf"]
+__all__ = ["assemble_submission", "check_answers", "check_renderer", "missing_letters", "render_report"]
