@@ -153,6 +153,8 @@ def lookups(record):
         "test_images": sum(counts["test"].values()),
         "patches": (recipe.image_size // recipe.patch_size) ** 2,
         "patch_dim": recipe.channels * recipe.patch_size**2,
+        # Test images are scored in so many views: the symmetries that training used, or as they are.
+        "views": (4 if recipe.flip else 1) * (2 if recipe.transpose else 1) if recipe.test_views else 1,
         "inner_dim": recipe.heads * recipe.dim_head,
         "confusions": confusions,
         "hardest": by_recall[0],

@@ -193,6 +193,7 @@ def test_class_names_are_shown_letter_by_letter(record):
     odd = "*a*<b>$x$_{{ 1 }}"
     changed["data"]["classes"][0] = odd
     results = changed["results"]
+    results["confusion_matrix"] = [[2, 1, 0], [0, 3, 0], [0, 0, 3]]
     results["per_class"] = {odd: dict.fromkeys(("precision", "recall", "f1"), 0.0) | {"images": 1}}
     html = answers.render_answers(changed)["q09"]
     assert "*a*&lt;b&gt;$x$_{{ 1 }}" in html
