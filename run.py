@@ -88,9 +88,26 @@ def parse_args(argv=None):
         action="store_true",
         help="draw the PDF again from outputs/<id>/run/record.json",
     )
+    parser.add_argument(
+        "--latex",
+        action="store_true",
+        help="also write the report as LaTeX to outputs/<id>/latex/, compiled if latexmk is installed",
+    )
     parser.add_argument("--force", action="store_true", help="replace a finished bundle of this id")
     parser.add_argument("--quiet", action="store_true", help="print nothing but the paths and errors")
     return parser.parse_args(argv)
+
+
+def draw_latex(args, record, run, folder):
+    """The report as LaTeX, if asked for. -> its paths"""
+    if not args.latex:
+        return []
+    import report
+
+    paths, message = report.write_latex(record, run, folder, args.answers)
+    if message:
+        print(f"run.py: {message}", file=sys.stderr)
+    return paths
 
 
 def report_only(args, student_id, screen):
@@ -104,6 +121,8 @@ def report_only(args, student_id, screen):
     path = folder / "run" / "record.json"
     with screen.stage("Report"):
         report.check_renderer()
+        if args.latex:
+            report.check_latex(args.answers)
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -118,7 +137,8 @@ def report_only(args, student_id, screen):
         write_whole(folder / pdf, report.render_pdf(record, folder / "run", args.answers))
         record["files"][pdf] = sha256(folder / pdf)
         write_record(path, record)
-    return [folder / pdf], record
+        latex = draw_latex(args, record, folder / "run", folder / "latex")
+    return [folder / pdf, *latex], record
 
 
 def train_and_report(args, student_id, recipe, screen):
@@ -131,6 +151,8 @@ def train_and_report(args, student_id, recipe, screen):
 
         report.check_renderer()
         report.check_answers(args.answers)
+        if args.latex:
+            report.check_latex(args.answers)
         import torch
 
         import data
@@ -234,7 +256,9 @@ def train_and_report(args, student_id, recipe, screen):
             rec.write_whole(staging.folder / pdf, report.render_pdf(record, run, args.answers))
             record["files"][pdf] = rec.sha256(staging.folder / pdf)
             rec.write_record(run / "record.json", record)
-    return [folder / name for name in (pdf, code, weights)], record
+            latex = draw_latex(args, record, run, staging.folder / "latex")
+    latex = [folder / path.relative_to(staging.folder) for path in latex]
+    return [*(folder / name for name in (pdf, code, weights)), *latex], record
 
 
 def main(argv=None):

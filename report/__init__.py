@@ -1,7 +1,15 @@
 """From the run record to the report and the submitted code. Reads the record; computes nothing anew."""
 
 from report.answers import check_answers
+from report.latex import check_latex, write_latex
 from report.render import check_renderer, render_pdf
 from report.submission import assemble_submission
 
-__all__ = ["assemble_submission", "check_answers", "check_renderer", "render_pdf"]
+__all__ = [
+    "assemble_submission",
+    "check_answers",
+    "check_latex",
+    "check_renderer",
+    "render_pdf",
+    "write_latex",
+]

@@ -109,10 +109,12 @@ def verbatim(text, environment):
 
 def terminal(text):
     """Text as a terminal shows it, small enough that no line is cut."""
-    longest = max(map(len, text.splitlines()), default=1)
+    lines = text.splitlines()
+    longest = max(map(len, lines), default=1)
     size = min(8.0, TEXT_WIDTH / (0.61 * 0.86 * longest) - 0.01)
     return Latex(
-        f"\\begin{{Verbatim}}[formatcom=\\fontsize{{{size:.2f}}}{{{1.2 * size:.2f}}}\\selectfont]\n"
+        f"\\begin{{Verbatim}}[{'samepage,' if len(lines) < 40 else ''}"
+        f"formatcom=\\fontsize{{{size:.2f}}}{{{1.2 * size:.2f}}}\\selectfont]\n"
         f"{verbatim(text, 'Verbatim')}\n\\end{{Verbatim}}"
     )
 
@@ -276,6 +278,7 @@ class _Answers:
         self.path = None  # the answer at hand
         self.labels = set()  # numbers of equations so far
         self.pictures = 0
+        self.nested = 0  # lists and quotations around the block at hand
 
     def blocks(self, nodes):
         done = []
@@ -296,17 +299,24 @@ class _Answers:
             elif kind == "Table":
                 done += self.table(content)
             elif kind == "BulletList":
-                done.append({"t": kind, "c": [self.blocks(item) for item in content]})
+                done.append({"t": kind, "c": [self.inside(item) for item in content]})
             elif kind == "OrderedList":
-                done.append({"t": kind, "c": [content[0], [self.blocks(item) for item in content[1]]]})
+                done.append({"t": kind, "c": [content[0], [self.inside(item) for item in content[1]]]})
             elif kind == "BlockQuote":
-                done.append({"t": kind, "c": self.blocks(content)})
+                done.append({"t": kind, "c": self.inside(content)})
             elif kind == "HorizontalRule":
                 done.append(node)
             elif kind in ("Div", "Figure"):
                 done += self.blocks(content[-1])
             else:
                 raise InputError(f"{self.path}: --latex can't set a {kind}")
+        return done
+
+    def inside(self, nodes):
+        """The blocks of a list's item or a quotation."""
+        self.nested += 1
+        done = self.blocks(nodes)
+        self.nested -= 1
         return done
 
     def display(self, inlines):
@@ -355,6 +365,11 @@ class _Answers:
             elif kind not in ("Space", "SoftBreak", "LineBreak"):
                 raise InputError(f"{self.path}: --latex can't set a {kind}")
             done.append(node)
+        for i, node in enumerate(done):  # no line break within 128 × 128
+            if node == {"t": "Str", "c": "×"}:
+                for side in done[max(i - 1, 0) : i + 2]:
+                    if side["t"] in ("Space", "SoftBreak"):
+                        side.update(t="Str", c="\u00a0")
         return done
 
     def link(self, attributes, text, target):
@@ -427,7 +442,8 @@ class _Answers:
             flexible = flexible or range(len(widths))
             for i in flexible:
                 spec[i] = {"r": "Z", "c": "C", "l": "Y"}[spec[i]]
-        name = "tabularx" if wide else "tabular"
+        breaks = len(body) > 10 and not self.nested  # a long table goes on on the next page
+        name = ("xltabular" if wide else "longtable") if breaks else ("tabularx" if wide else "tabular")
         start = f"\\begin{{{name}}}" + (r"{\linewidth}" if wide else "") + f"{{@{{}}{''.join(spec)}@{{}}}}"
 
         def row(of_cells):
@@ -436,12 +452,14 @@ class _Answers:
                 line += [_raw(" & "), *self.inlines(cell)] if line else self.inlines(cell) or [_raw("{}")]
             return [*line, _raw(" \\\\\n")]
 
-        inlines = [_raw(f"\\begin{{center}}\\small\n{start}\n\\toprule\n")]
+        around = "" if breaks else "center"
+        inlines = [_raw((f"\\begin{{{around}}}" if around else "{") + f"\\small\n{start}\n\\toprule\n")]
         for number, of_cells in enumerate(cells):
             inlines += row(of_cells)
             if head and number == len(head) - 1:
-                inlines.append(_raw("\\midrule\n"))
-        inlines.append(_raw(f"\\bottomrule\n\\end{{{name}}}\n\\end{{center}}"))
+                inlines.append(_raw("\\midrule\n" + "\\endhead\n" * breaks))
+        end = f"\\end{{{around}}}" if around else "}"
+        inlines.append(_raw(f"\\bottomrule\n\\end{{{name}}}\n{end}"))
         return [_para(inlines)]
 
 
