@@ -81,7 +81,9 @@ SPECIAL = {
 def printable(text):
     """Without control characters, which TeX could read as commands and no reader would see."""
     text = re.sub(r"[\u2028\u2029\u0085]", "\n", text).replace("\r\n", "\n").replace("\r", "\n")
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", "", text)
+    return re.sub(
+        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", "", text
+    )
 
 
 def escape(value):
@@ -184,9 +186,7 @@ def formula(path, latex):
             refuse(f"\\begin{name}")
     if re.search(r"(?<!\\)(?:\\\\)*[$#]", latex):
         refuse("$ or #")
-    latex = re.sub(
-        r"\\(begin|end)\s*\{([^}]*)\}", lambda m: f"\\{m[1]}{{{ENVIRONMENTS[m[2]]}}}", latex
-    )
+    latex = re.sub(r"\\(begin|end)\s*\{([^}]*)\}", lambda m: f"\\{m[1]}{{{ENVIRONMENTS[m[2]]}}}", latex)
     # The maths font has its own bold letters; it has no bold version.
     latex = re.sub(r"\\(?:bm|boldsymbol|pmb)(?![A-Za-z])", r"\\symbf", latex)
     return "\n".join(line.strip() for line in latex.splitlines() if line.strip())
@@ -231,7 +231,7 @@ def _markdown(path):
         language, _, title = tokens[index].info.strip().partition(" ")
         return (
             f'<pre class="{html.escape(language)}" data-title="{html.escape(title)}">'
-            f"\n{html.escape(tokens[index].content)}</pre>\n"
+            f"{html.escape(tokens[index].content)}</pre>\n"
         )
 
     md = answers._markdown()
@@ -406,7 +406,8 @@ class _Answers:
         picture.save(self.figures / name)
         width = min(160, picture.width * 25.4 / 96)  # mm; a page shows 96 pixels an inch
         width = min(width, 200 * picture.width / picture.height)
-        return _raw(f"\\includegraphics[width={width / 160:.3f}\\linewidth]{{figures/{name}}}")
+        shown = f"\\includegraphics[width={width / 160:.3f}\\linewidth]{{figures/{name}}}"
+        return _raw(shown if width < 30 else f"\\begin{{center}}\n{shown}\n\\end{{center}}")
 
     def listing(self, attributes, text):
         _, classes, pairs = attributes
@@ -432,7 +433,9 @@ class _Answers:
             [[inline for block in cell[4] for inline in block.get("c", [])] for cell in row[1]]
             for row in (*head, *body)
         ]
-        widths = [max((_length(row[i]) for row in cells if i < len(row)), default=0) for i in range(len(columns))]
+        widths = [
+            max((_length(row[i]) for row in cells if i < len(row)), default=0) for i in range(len(columns))
+        ]
         letters = {"AlignRight": "r", "AlignCenter": "c"}
         spec = [letters.get(align, "l") for align in columns]
         wide = sum(widths) + 2 * len(widths) > 80
@@ -669,7 +672,7 @@ def _compile(folder, name, date):
         if path.name not in kept:
             path.unlink()
     if failed:
-        fault = next((line[2:] for line in said.splitlines() if line.startswith("! ")), "see its log")
+        fault = next((line[2:] for line in said.splitlines() if re.match(r"! *[^ =]", line)), "no PDF")
         return f"{name}.tex did not compile ({fault.rstrip('.')}): see latex/{name}.log"
     missing = sorted(set(re.findall(r"Missing character: There is no (\S) ", said)))
     if missing:
