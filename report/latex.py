@@ -139,13 +139,8 @@ NOT_IN_FORMULAS = {
     r"\verb",
 }  # fmt: skip
 ENVIRONMENTS = {"align": "aligned", "align*": "aligned", "gather": "gathered", "gather*": "gathered"}
-ENVIRONMENTS |= {
-    name: name
-    for name in (
-        "matrix pmatrix bmatrix Bmatrix vmatrix Vmatrix smallmatrix "
-        "array cases aligned alignedat gathered split"
-    ).split()
-}
+ENVIRONMENTS |= dict.fromkeys(("array", "cases", "aligned", "alignedat", "gathered", "split"), None)
+ENVIRONMENTS |= dict.fromkeys((f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", "small")), None)
 
 
 @lru_cache
@@ -186,7 +181,9 @@ def formula(path, latex):
             refuse(f"\\begin{name}")
     if re.search(r"(?<!\\)(?:\\\\)*[$#]", latex):
         refuse("$ or #")
-    latex = re.sub(r"\\(begin|end)\s*\{([^}]*)\}", lambda m: f"\\{m[1]}{{{ENVIRONMENTS[m[2]]}}}", latex)
+    latex = re.sub(
+        r"\\(begin|end)\s*\{([^}]*)\}", lambda m: f"\\{m[1]}{{{ENVIRONMENTS[m[2]] or m[2]}}}", latex
+    )
     # The maths font has its own bold letters; it has no bold version.
     latex = re.sub(r"\\(?:bm|boldsymbol|pmb)(?![A-Za-z])", r"\\symbf", latex)
     return "\n".join(line.strip() for line in latex.splitlines() if line.strip())
@@ -433,9 +430,7 @@ class _Answers:
             [[inline for block in cell[4] for inline in block.get("c", [])] for cell in row[1]]
             for row in (*head, *body)
         ]
-        widths = [
-            max((_length(row[i]) for row in cells if i < len(row)), default=0) for i in range(len(columns))
-        ]
+        widths = [max(_length(row[i]) for row in cells) for i in range(len(columns))]
         letters = {"AlignRight": "r", "AlignCenter": "c"}
         spec = [letters.get(align, "l") for align in columns]
         wide = sum(widths) + 2 * len(widths) > 80
