@@ -184,10 +184,10 @@ def load_picture(path, side, channels):
 
 
 def save_thumbnail(path, target, channels, side=240):
-    """Save an image file as a PNG of at most side x side pixels, for the report."""
+    """Save an image file as a JPEG (or PNG) of at most side x side pixels, for the report."""
     image, _, _ = open_upright(path, channels)
     image.thumbnail((side, side))
-    image.save(target, optimize=True)
+    image.save(target, quality=90, optimize=True)
 
 
 def load_pictures(files, side, channels, tick=lambda: None):

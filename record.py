@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-SCHEMA = 1
+SCHEMA = 2
+CALIBRATION_BINS = 10
 BASELINE = 0.60  # the assignment's pass mark: at least 60 % test accuracy
 PACKAGES = (
     "torch",
@@ -123,6 +124,7 @@ def score(logits, labels, classes, files):
         "macro_f1": float(report["macro avg"]["f1-score"]),
         "confusion_matrix": confusion_matrix(labels, predicted, labels=numbers).tolist(),
         "per_class": per_class,
+        "calibration": calibrate(confidences.max(axis=1), predicted == labels),
         "predictions": [
             {
                 "file": file,
@@ -133,6 +135,74 @@ def score(logits, labels, classes, files):
             for file, truth, guess, row in zip(files, labels, predicted, confidences)
         ],
     }
+
+
+def calibrate(confidences, right, bins=CALIBRATION_BINS):
+    """Expected calibration error and the reliability diagram's bins (Guo et al. 2017, equations 2 and 3).
+
+    confidences: (n) softmax confidence in the predicted class; right: (n) bool. The bins are of equal
+    width, each without its lower and with its upper edge. ECE is the mean of |accuracy - confidence|
+    over the bins, weighted by their images.
+    """
+    confidences, right = np.asarray(confidences, dtype=float), np.asarray(right, dtype=bool)
+    # Rounded, so that 0.3 falls into the bin up to 0.3 although 0.3 * 10 is a little more than 3.
+    number = np.ceil(np.round(confidences * bins, 9)).astype(int).clip(1, bins) - 1
+    rows, error = [], 0.0
+    for i in range(bins):
+        inside = number == i
+        count = int(inside.sum())
+        row = {"low": i / bins, "high": (i + 1) / bins, "images": count, "accuracy": None, "confidence": None}
+        if count:
+            row["accuracy"], row["confidence"] = (
+                float(right[inside].mean()),
+                float(confidences[inside].mean()),
+            )
+            error += count / len(right) * abs(row["accuracy"] - row["confidence"])
+        rows.append(row)
+    return {"ece": float(error), "bins": rows}
+
+
+def _shown(prediction):
+    """A prediction as the report shows it."""
+    return {
+        "file": prediction["file"],
+        "true": prediction["true"],
+        "predicted": prediction["predicted"],
+        "confidence": max(prediction["confidences"]),
+    }
+
+
+def choose_mistakes(predictions, count=8):
+    """The most confident wrong predictions, worst first."""
+    wrong = [p for p in predictions if p["predicted"] != p["true"]]
+    return [_shown(p) for p in sorted(wrong, key=lambda p: (-max(p["confidences"]), p["file"]))[:count]]
+
+
+def choose_rollouts(predictions, classes, count=6):
+    """Test images to look into: `count` in all, spread evenly over the classes, right ones first."""
+    of_class = {name: [p for p in predictions if p["true"] == name] for name in classes}
+    for members in of_class.values():
+        members.sort(key=lambda p: p["predicted"] != p["true"])  # stable: by name within
+    if len(classes) >= count:
+        names = [classes[i * len(classes) // count] for i in range(count)]
+        return [_shown(of_class[name][0]) for name in names if of_class[name]]
+    rounds = [members[i] for i in range(count) for members in of_class.values() if i < len(members)]
+    return sorted((_shown(p) for p in rounds[:count]), key=lambda p: classes.index(p["true"]))
+
+
+def choose_samples(files, count=2):
+    """The first `count` of "class/name" files of each class, as {"file", "true"}."""
+    chosen = {}
+    for file in files:
+        name = file.partition("/")[0]
+        if len(chosen.setdefault(name, [])) < count:
+            chosen[name].append({"file": file, "true": name})
+    return [sample for samples in chosen.values() for sample in samples]
+
+
+def picture_side(pictures):
+    """Pixels a side of the report's pictures: finer where they are few, so that the PDF stays small."""
+    return max(64, min(240, int((4_500_000 / max(pictures, 1)) ** 0.5)))
 
 
 def choose_examples(predictions, classes, per_class=4, mistakes=2):
@@ -146,15 +216,7 @@ def choose_examples(predictions, classes, per_class=4, mistakes=2):
         wrong.sort(key=lambda p: -max(p["confidences"]))
         shown = wrong[: max(mistakes, per_class - len(right))]
         shown = right[: per_class - min(len(shown), per_class)] + shown[:per_class]
-        chosen += [
-            {
-                "file": p["file"],
-                "true": p["true"],
-                "predicted": p["predicted"],
-                "confidence": max(p["confidences"]),
-            }
-            for p in shown
-        ]
+        chosen += [_shown(p) for p in shown]
     return chosen
 
 

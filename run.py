@@ -98,6 +98,19 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+def draw_report(record, pdf, run, answers, screen):
+    """Write the PDF, and the same page for the screen to run/report.html."""
+    import report
+    from record import write_whole
+
+    content, page = report.render_report(record, run, answers)
+    write_whole(pdf, content)
+    write_whole(run / "report.html", page)
+    names = [record["student"]["name"] or "", *record["data"]["classes"]]
+    if missing := report.missing_letters("".join(names)):
+        screen.say(f"the report's fonts lack {missing}: look at it, a box may stand in its place", "yellow")
+
+
 def draw_latex(args, record, run, folder):
     """The report as LaTeX, if asked for. -> its paths"""
     if not args.latex:
@@ -115,7 +128,7 @@ def report_only(args, student_id, screen):
     import json
 
     import report
-    from record import SCHEMA, sha256, write_record, write_whole
+    from record import SCHEMA, sha256, write_record
 
     folder = args.output_dir / student_id
     path = folder / "run" / "record.json"
@@ -134,11 +147,45 @@ def report_only(args, student_id, screen):
         if args.name:
             record["student"]["name"] = args.name
         pdf = bundle_names(student_id)[0]
-        write_whole(folder / pdf, report.render_pdf(record, folder / "run", args.answers))
+        draw_report(record, folder / pdf, folder / "run", args.answers, screen)
         record["files"][pdf] = sha256(folder / pdf)
         write_record(path, record)
         latex = draw_latex(args, record, folder / "run", folder / "latex")
     return [folder / pdf, *latex], record
+
+
+def look_into(model, images, predictions, recipe, run):
+    """Pictures and arrays that the report shows, written to the run folder: the record's part of them."""
+    import numpy as np
+    import torch
+
+    import data
+    import inspection
+    import record as rec
+
+    shown = {
+        "examples": rec.choose_examples(predictions, images.classes),
+        "mistakes": rec.choose_mistakes(predictions),
+        "train_samples": rec.choose_samples(images.train.files),
+        "test_samples": rec.choose_samples(images.test.files),
+    }
+    side = rec.picture_side(sum(map(len, shown.values())))
+    for kind, entries in shown.items():
+        (run / kind).mkdir()
+        split = "train" if kind == "train_samples" else "test"
+        for number, entry in enumerate(entries, 1):
+            entry["picture"] = f"{kind}/{number:03}.jpg"
+            file = run / "dataset_split" / split / entry["file"]
+            data.save_thumbnail(file, run / entry["picture"], recipe.channels, side)
+
+    rollouts = rec.choose_rollouts(predictions, images.classes)
+    index = torch.tensor([images.test.files.index(entry["file"]) for entry in rollouts])
+    pixels = images.test.images[index]
+    device = next(model.parameters()).device
+    inputs = data.normalize(pixels.to(device).float() / 255, recipe.standardize)
+    arrays = inspection.inspect(model, pixels, inputs, recipe)
+    np.savez(run / "inspection.npz", **arrays)
+    return shown | {"rollouts": rollouts, "arrays": "inspection.npz"}
 
 
 def train_and_report(args, student_id, recipe, screen):
@@ -220,12 +267,7 @@ def train_and_report(args, student_id, recipe, screen):
             logits, labels = train.predict(model, loaders[1])
             results = rec.score(logits.cpu().numpy(), labels.cpu().numpy(), images.classes, images.test.files)
             screen.say(f"test loss {results['loss']:.4f}, {results['correct']} of {results['total']} right")
-            examples = rec.choose_examples(results["predictions"], images.classes)
-            (run / "examples").mkdir()
-            for number, example in enumerate(examples, 1):
-                example["picture"] = f"examples/{number:03}.png"
-                file = run / "dataset_split" / "test" / example["file"]
-                data.save_thumbnail(file, run / example["picture"], recipe.channels)
+            shown = look_into(model, images, results["predictions"], recipe, run)
 
         record = {
             "schema": rec.SCHEMA,
@@ -243,7 +285,7 @@ def train_and_report(args, student_id, recipe, screen):
                 "history": history,
             },
             "results": results,
-            "examples": examples,
+            **shown,
             "stages": screen.seconds,
             "files": {},
         }
@@ -253,7 +295,7 @@ def train_and_report(args, student_id, recipe, screen):
             rec.write_tables(run, record)
             rec.write_record(run / "record.json", record)
             staging.keep = True  # a fault in the drawing must not cost the trained weights
-            rec.write_whole(staging.folder / pdf, report.render_pdf(record, run, args.answers))
+            draw_report(record, staging.folder / pdf, run, args.answers, screen)
             record["files"][pdf] = rec.sha256(staging.folder / pdf)
             rec.write_record(run / "record.json", record)
             latex = draw_latex(args, record, run, staging.folder / "latex")

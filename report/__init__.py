@@ -1,8 +1,9 @@
 """From the run record to the report and the submitted code. Reads the record; computes nothing anew."""
 
 from report.answers import check_answers
+from report.fonts import missing_letters
 from report.latex import check_latex, write_latex
-from report.render import check_renderer, render_pdf
+from report.render import check_renderer, render_report
 from report.submission import assemble_submission
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "check_answers",
     "check_latex",
     "check_renderer",
-    "render_pdf",
+    "missing_letters",
+    "render_report",
     "write_latex",
 ]

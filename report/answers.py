@@ -10,6 +10,7 @@ import html
 import re
 from functools import lru_cache
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import jinja2
 import jinja2.meta
@@ -21,6 +22,13 @@ from recipe import InputError, Recipe
 from report import source
 
 ANSWERS = source.ROOT / "templates" / "answers"
+PICTURES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gif": "image/gif",
+    ".svg": "image/svg+xml",
+}
 
 # id, number, the assignment's words, graded points in %
 QUESTIONS = [
@@ -154,8 +162,10 @@ def lookups(record):
 
 @lru_cache
 def formula(latex, display):
-    """LaTeX -> an <img> of vector outlines on the text's baseline, its LaTeX as alternative text."""
+    """LaTeX -> an <img> of vector outlines on the text's baseline, its words as alternative text."""
     import ziamath
+
+    from report.speech import spoken
 
     size = 100.0
     drawn = ziamath.Latex(latex, size=size, inline=not display)
@@ -164,7 +174,8 @@ def formula(latex, display):
     _, top, width, height = map(float, re.search(r'viewBox="([^"]+)"', svg)[1].split())
     data = base64.b64encode(svg.encode()).decode()
     return (
-        f'<img class="formula" alt="{html.escape(latex.strip())}" '
+        f'<img class="formula" alt="{html.escape(spoken(latex))}" '
+        f'data-latex="{html.escape(latex.strip())}" '
         f'src="data:image/svg+xml;base64,{data}" style="width:{width / size:.3f}em;'
         f'height:{height / size:.3f}em;vertical-align:{-(top + height) / size:.3f}em">'
     )
@@ -175,7 +186,27 @@ def _math(content, options):
 
 
 def _label(label):
-    return f'<span class="equation-number">({html.escape(label)})</span>'
+    return f'<span class="equation-number">({html.escape(label.removeprefix("eq-"))})</span>'
+
+
+def _picture(path, source, alt):
+    """A picture beside an answer as a data URL. InputError if it is not there or has no description."""
+    where = path.name
+    if not alt.strip():
+        raise InputError(f"{where}: the picture {source} needs a description: ![what it shows]({source})")
+    file = (path.parent / source).resolve()
+    kind = PICTURES.get(file.suffix.lower())
+    if not file.is_relative_to(path.parent.resolve()) or not file.is_file() or not kind:
+        raise InputError(
+            f"{where}: can't show the picture {source}: put a {', '.join(PICTURES)} file into {path.parent}"
+        )
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def _image(self, tokens, index, options, env):
+    token = tokens[index]
+    url = _picture(env["path"], unquote(token.attrs["src"]), token.content)
+    return f'<img alt="{html.escape(token.content)}" src="{url}">'
 
 
 def _fence(self, tokens, index, options, env):
@@ -192,14 +223,21 @@ def _fence(self, tokens, index, options, env):
         lexer = TextLexer()
     body = highlight(token.content, lexer, HtmlFormatter(nowrap=True))
     caption = f"<figcaption>{html.escape(title)}</figcaption>" if title else ""
-    return f'<figure class="code">{caption}<pre>{body}</pre></figure>\n'
+    return f'<figure class="code">{caption}<pre><code>{body}</code></pre></figure>\n'
 
 
 def _markdown():
     md = MarkdownIt("commonmark", {"html": False, "typographer": True})
     md.enable(["table", "strikethrough", "replacements", "smartquotes"])
-    md.use(dollarmath_plugin, renderer=_math, label_renderer=_label, double_inline=True)
+    md.use(
+        dollarmath_plugin,
+        renderer=_math,
+        label_normalizer=lambda label: "eq-" + re.sub(r"[^\w-]", "-", label),
+        label_renderer=_label,
+        double_inline=True,
+    )
     md.add_render_rule("fence", _fence)
+    md.add_render_rule("image", _image)
     return md
 
 
@@ -237,6 +275,9 @@ def check_answers(folder):
                 f"{path}: {{{{ {sorted(unknown)[0]} }}}} can't be looked up; there are "
                 f"{', '.join(sorted(_sample_names()))}"
             )
+        for token in _tokens(text):
+            if token.type == "image" and "{{" not in token.attrs["src"]:
+                _picture(path, unquote(token.attrs["src"]), token.content)
         for latex, display in _formulas(text):
             _set_formula(path, latex, display)
 
@@ -252,10 +293,13 @@ def _sample_names():
     return lookups(dict(parts, recipe=recipe, results=results, data=data, training=training))
 
 
-def _formulas(text):
+def _tokens(text):
     tokens = _markdown().parse(text)
-    flat = [*tokens, *(child for token in tokens for child in token.children or [])]
-    for token in flat:
+    return [*tokens, *(child for token in tokens for child in token.children or [])]
+
+
+def _formulas(text):
+    for token in _tokens(text):
         if token.type.startswith("math") and "{{" not in token.content and "{%" not in token.content:
             yield token.content.strip(), token.type.startswith("math_block")
 
@@ -288,5 +332,5 @@ def answer_texts(record, folder=None):
 
 def render_answers(record, folder=None):
     """{question id: HTML} of all answers; a file in `folder` replaces the project's own."""
-    markdown = _markdown()
-    return {key: markdown.render(text) for key, (_, text) in answer_texts(record, folder).items()}
+    markdown, texts = _markdown(), answer_texts(record, folder)
+    return {key: markdown.render(text, {"path": path}) for key, (path, text) in texts.items()}

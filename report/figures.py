@@ -1,7 +1,14 @@
-"""Figures of the report, drawn from the run record as vector graphics."""
+"""Figures of the report, drawn from the run record as vector graphics, in the report's own type.
 
+Each function returns a matplotlib figure of its final size: no text in it is smaller than 7 points.
+Call `use_report_type` first.
+"""
+
+import atexit
 import io
+import shutil
 import tempfile
+import textwrap
 from functools import lru_cache
 
 import matplotlib
@@ -11,35 +18,43 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import font_manager
 
-from report.source import ROOT
+from report import fonts
+
+WIDTH = 6.5  # inches: the report's text width
+SMALL = 7.5  # points
 
 # Told apart by the colour-blind and in grey: Okabe and Ito's blue and vermilion, solid and dashed.
-TRAIN = {"color": "#0072B2", "linestyle": "-", "linewidth": 1.4}
-TEST = {"color": "#D55E00", "linestyle": (0, (4, 1.5)), "linewidth": 1.4}
+BLUE, VERMILION = "#0072B2", "#D55E00"
+TRAIN = {"color": BLUE, "linestyle": "-", "linewidth": 1.4}
+TEST = {"color": VERMILION, "linestyle": (0, (4, 1.5)), "linewidth": 1.4}
 
 
 @lru_cache
-def use_report_type():
-    """Make matplotlib set text in the report's own face (its files are WOFF2, matplotlib reads TTF)."""
-    from fontTools.ttLib import TTFont
-
-    for style in ("400-normal", "400-italic", "700-normal"):
-        font = TTFont(ROOT / "templates" / "fonts" / f"stix-two-text-latin-{style}.woff2")
-        font.flavor = None
-        with tempfile.NamedTemporaryFile(suffix=".ttf", delete=False) as file:
-            font.save(file)
-        font_manager.fontManager.addfont(file.name)
+def use_report_type(text=""):
+    """Make matplotlib set text in the report's faces, with those that the letters of `text` need."""
+    folder = tempfile.mkdtemp(prefix="report-fonts-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    families = {}
+    for family, path in fonts.write_fonts(text, folder):
+        font_manager.fontManager.addfont(path)
+        families[family] = True
     plt.rcParams.update(
         {
-            "font.family": ["STIX Two Text", "DejaVu Sans"],
+            "font.family": [*families, "DejaVu Sans"],
             "font.size": 9,
             "axes.titlesize": 9.5,
             "axes.titleweight": "bold",
+            "axes.labelsize": 9,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "legend.fontsize": 8.5,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.linewidth": 0.6,
             "xtick.major.width": 0.6,
             "ytick.major.width": 0.6,
+            "image.interpolation": "nearest",
+            "text.parse_math": False,  # a class may be called $x$
             "svg.hashsalt": "report",
         }
     )
@@ -48,23 +63,61 @@ def use_report_type():
 def as_svg(figure):
     """The figure as SVG text, the same bytes each time."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=0.02)
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     return text.getvalue()
 
 
-def save_pdf(figure, path):
-    """The figure as a PDF file with its text as text, the same bytes each time."""
-    with plt.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(path, metadata={"CreationDate": None}, bbox_inches="tight", pad_inches=0.02)
-    plt.close(figure)
+def _wrapped(name, width, lines=2):
+    """A name on at most so many lines of about `width` letters; the rest becomes an ellipsis."""
+    return "\n".join(
+        textwrap.wrap(name, width, max_lines=lines, placeholder="…") or [name[: width - 1] + "…"]
+    )
+
+
+def _no_axes(axes):
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _show(axes, image, **settings):
+    """Pixels (h, w, 1 or 3) as a picture."""
+    grey = image.shape[-1] == 1
+    axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, **settings)
+
+
+def draw_counts(counts):
+    """Images of each class, training and test: {"train": {class: n}, "test": {class: n}}."""
+    names = list(counts["train"])
+    train, test = ([counts[side][name] for name in names] for side in ("train", "test"))
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.55 + 0.17 * len(names)), layout="constrained")
+    places = range(len(names))
+    axes.barh(places, train, height=0.72, color=BLUE, label="training")
+    axes.barh(
+        places, test, left=train, height=0.72, color="#f3c6a5", edgecolor=VERMILION, linewidth=0.5,
+        hatch="////", label="test",
+    )  # fmt: skip
+    space = {"va": "center_baseline", "fontsize": SMALL}
+    widest = max(a + b for a, b in zip(train, test))
+    for place, a, b in zip(places, train, test):
+        axes.text(a + b + 0.008 * widest, place, f"{a} + {b}", **space)
+    axes.set_yticks(places, [_wrapped(name, 30, 1) for name in names], fontsize=max(7, min(8.5, 8.5)))
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, 1.1 * widest)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.set_xticks([])
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
 
 
 def draw_history(history, baseline):
     """Loss and accuracy after each epoch, training and test."""
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) == 1 else None  # a line of one point would not show
-    figure, (left, right) = plt.subplots(1, 2, figsize=(6.5, 2.35), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.35), layout="constrained")
     left.plot(epochs, [row["train_loss"] for row in history], label="training", marker=marker, **TRAIN)
     left.plot(epochs, [row["test_loss"] for row in history], label="test", marker=marker, **TEST)
     left.set(title="Loss", xlabel="epoch")
@@ -78,9 +131,10 @@ def draw_history(history, baseline):
         f"{baseline:.0%} baseline",
         (1, 100 * baseline),
         xycoords=("axes fraction", "data"),
-        xytext=(0, 2),
+        xytext=(0, -3),
         textcoords="offset points",
         ha="right",
+        va="top",
         color="0.35",
         fontsize=8,
     )
@@ -92,23 +146,140 @@ def draw_confusion_matrix(matrix, class_names):
     """Counts, true classes in rows; the shade is the share of the row."""
     matrix = np.asarray(matrix)
     n = len(class_names)
-    side = max(2.6, 0.42 * n + 0.6)
-    figure, axes = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
+    size = 9 if n <= 10 else 8 if n <= 20 else 7
+    cell = max(0.145, min(0.36, 4.6 / n))  # inches: a number of two digits fits
+    longest = min(max(map(len, class_names)), 24)
+    labels = [_wrapped(name, 24, 1) for name in class_names]
+    margin = longest * 0.052 * size / 8 + 0.55
+    width = min(WIDTH, n * cell + margin + 0.35)
+    height = n * cell + 0.72 * margin + 0.35
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for i in range(n):
         for j in range(n):
             if matrix[i, j]:
                 colour = "white" if shares[i, j] > 0.5 else "black"
-                axes.text(j, i, matrix[i, j], ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xticks(range(n), class_names, rotation=35, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(n), class_names)
+                axes.text(j, i, matrix[i, j], ha="center", va="center_baseline", color=colour, fontsize=size)
+    turned = {"rotation": 45, "ha": "right"} if n <= 12 else {"rotation": 90, "ha": "right", "va": "center"}
+    axes.set_xticks(range(n), labels, rotation_mode="anchor", fontsize=min(size, 8.5), **turned)
+    axes.set_yticks(range(n), labels, fontsize=min(size, 8.5))
     axes.set(xlabel="predicted class", ylabel="true class")
-    axes.tick_params(length=0)
     axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="0.85", linewidth=0.6)
-    axes.tick_params(which="minor", length=0)
+    axes.grid(which="minor", color="0.85", linewidth=0.5)
+    axes.tick_params(which="both", length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
+    return figure
+
+
+def draw_calibration(calibration):
+    """Reliability diagram: accuracy by confidence, and how many images each bin holds."""
+    bins = [row for row in calibration["bins"] if row["images"]]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.45), layout="constrained")
+    width = 1 / len(calibration["bins"])
+    places = [row["low"] + width / 2 for row in bins]
+    left.bar(places, [row["accuracy"] for row in bins], width=0.92 * width, color=BLUE, label="accuracy")
+    left.plot([0, 1], [0, 1], color="0.3", linewidth=0.9, linestyle="--", label="perfect")
+    left.plot(
+        [row["confidence"] for row in bins], [row["accuracy"] for row in bins], linestyle="none",
+        marker="o", markersize=4.5, color="white", markeredgecolor="black", label="mean confidence",
+    )  # fmt: skip
+    left.set(title="Reliability", xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    left.legend(frameon=False, loc="upper left")
+    bars = right.bar(places, [row["images"] for row in bins], width=0.92 * width, color="0.6")
+    right.bar_label(bars, fontsize=SMALL, padding=1.5)
+    right.set(title="Images", xlabel="confidence", xlim=(0, 1))
+    right.margins(y=0.12)
+    for axes in (left, right):
+        axes.set_xticks(np.linspace(0, 1, 6))
+    return figure
+
+
+def draw_rollout(pictures, rollout, entries):
+    """The pictures, the attention rollout over their patches, and the pictures lit by it.
+
+    pictures (k, h, w, c) uint8; rollout (k, rows, columns), each summing to one; entries: the k
+    predictions. The middle row is in units of an even share, on one scale for all pictures.
+    """
+    k = len(pictures)
+    figure, axes = plt.subplots(
+        3, k, figsize=(min(WIDTH, 0.75 + k * 0.94), 3.05), layout="constrained", squeeze=False
+    )
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    times = rollout * rollout[0].size  # 1: an even share
+    low, high = times.min(), times.max()
+    for i, entry in enumerate(entries):
+        height, width = pictures[i].shape[:2]
+        _show(axes[0, i], pictures[i], vmin=0, vmax=255)
+        shown = axes[1, i].imshow(times[i], cmap="cividis", vmin=low, vmax=high)
+        light = (times[i] - times[i].min()) / max(np.ptp(times[i]), 1e-9)
+        # Each pixel takes the light of its patch: repeated, or picked where the picture is coarser.
+        rows = np.arange(height) * light.shape[0] // height
+        columns = np.arange(width) * light.shape[1] // width
+        lit = pictures[i] / 255 * (0.12 + 0.88 * light[rows][:, columns, None])
+        _show(axes[2, i], lit, vmin=0, vmax=1)
+        sign = "" if entry["true"] == entry["predicted"] else "✗ "
+        axes[0, i].set_title(sign + _wrapped(entry["true"], 16), fontsize=SMALL, fontweight="normal", pad=3)
+        for row in axes[:, i]:
+            _no_axes(row)
+    for row, name in zip(axes[:, 0], ("input", "rollout", "input lit\nby rollout")):
+        row.set_ylabel(name, fontsize=8)
+    bar = figure.colorbar(shown, ax=axes[1, :], fraction=0.03, pad=0.01)
+    bar.ax.tick_params(labelsize=SMALL, length=2, width=0.5)
+    bar.outline.set_linewidth(0.4)
+    return figure
+
+
+def _tiled(tiles, gap):
+    """Tiles (r, c, h, w, ...) as one array with `gap` cells of NaN between them."""
+    r, c, h, w, *rest = tiles.shape
+    whole = np.full((r * (h + gap) - gap, c * (w + gap) - gap, *rest), np.nan)
+    for i in range(r):
+        for j in range(c):
+            whole[i * (h + gap) : i * (h + gap) + h, j * (w + gap) : j * (w + gap) + w] = tiles[i, j]
+    return whole
+
+
+def draw_positions(similarity, rows, columns):
+    """Cosine similarity of position embeddings: a map over all patches for each chosen patch."""
+    r, c, h, w = similarity.shape
+    # A patch is like itself: with that 1 in the scale, all others would look the same.
+    others = similarity.copy()
+    for i in range(r):
+        for j in range(c):
+            others[i, j, rows[i], columns[j]] = 0
+    end = float(np.abs(others).max()) or 1.0
+    figure, axes = plt.subplots(figsize=(3.1, 2.75))
+    figure.subplots_adjust(left=0.13, right=0.84, bottom=0.13, top=0.99)
+    shown = axes.imshow(_tiled(similarity, 1), cmap="cividis", vmin=-end, vmax=end)
+    _no_axes(axes)
+    axes.set_xticks(np.arange(c) * (w + 1) + (w - 1) / 2, [int(j) + 1 for j in columns], fontsize=SMALL)
+    axes.set_yticks(np.arange(r) * (h + 1) + (h - 1) / 2, [int(i) + 1 for i in rows], fontsize=SMALL)
+    axes.tick_params(length=0, pad=2)
+    axes.set_xlabel("column of the patch", fontsize=8, labelpad=2)
+    axes.set_ylabel("row", fontsize=8, labelpad=3)
+    bar = figure.colorbar(shown, cax=figure.add_axes([0.86, 0.14, 0.02, 0.84]))
+    bar.set_ticks([-end, 0, end], labels=[f"−{end:.2f}", "0", f"{end:.2f}"])
+    bar.ax.tick_params(labelsize=SMALL, length=2, width=0.5)
+    bar.outline.set_linewidth(0.4)
+    return figure
+
+
+def draw_filters(filters):
+    """Principal components of the patch embedding's filters: (m, p, p, c), strongest first."""
+    columns = 7
+    rows = -(-len(filters) // columns)
+    m, p, _, c = filters.shape
+    tiles = np.full((rows * columns, p, p, c), np.nan)
+    tops = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
+    tiles[:m] = filters / np.where(tops == 0, 1, tops) * 0.5 + 0.5
+    whole = _tiled(tiles.reshape(rows, columns, p, p, c), max(1, p // 12))
+    if c == 3:  # NaN is transparent in grey maps only
+        whole = np.concatenate([np.nan_to_num(whole), ~np.isnan(whole[..., :1])], axis=-1)
+    figure, axes = plt.subplots(figsize=(3.1, 3.1 * whole.shape[0] / whole.shape[1]))
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
+    _show(axes, whole, vmin=0, vmax=1)
+    _no_axes(axes)
     return figure

@@ -24,25 +24,17 @@ from pathlib import Path
 import jinja2
 
 from recipe import InputError
-from report import answers
-from report.render import TEMPLATES, folded_log
+from report import answers, fonts, render
 
 INSTALL_PANDOC = "--latex needs pandoc: pip install pypandoc-binary (35 MB)"
 LANGUAGES = {"python": "Python", "py": "Python", "bash": "bash", "sh": "bash", "c": "C", "cpp": "C++"}
 # An answer may link to a part of the report: the id in the page -> the label here.
-LABELS = {
-    "data": "sec:data",
-    "model": "sec:model",
-    "training": "sec:training",
-    "evaluation": "sec:evaluation",
-    "examples": "sec:examples",
-    "curves": "fig:curves",
-    "confusion": "fig:confusion",
-    "table-data": "tab:data",
-    "table-recipe": "tab:recipe",
-    "table-classes": "tab:classes",
-}
-CITATIONS = {"ref-vit": "vit", "ref-adamw": "adamw", "ref-attention": "attention", "ref-neu": "neu"}
+SECTIONS = ("data", "model", "training", "evaluation", "predictions", "inside", "questions", "repeat")
+FIGURES = ("counts", "samples-train", "samples-test", "curves", "confusion", "calibration")
+FIGURES += ("examples", "mistakes", "rollout", "positions", "filters")
+LABELS = {name: f"sec:{name}" for name in SECTIONS} | {name: f"fig:{name}" for name in FIGURES}
+LABELS |= {f"table-{name}": f"tab:{name}" for name in ("data", "recipe", "classes")}
+CITATIONS = {f"ref-{name}": name for name in ("vit", "adamw", "attention", "rollout", "ece", "neu")}
 TEXT_WIDTH = 455  # pt, 160 mm
 COMPILE_SECONDS = 180
 
@@ -206,9 +198,7 @@ def check_latex(folder=None):
 
 
 def _formulas(text):
-    tokens = answers._markdown().parse(text)
-    flat = [*tokens, *(child for token in tokens for child in token.children or [])]
-    return [token.content for token in flat if token.type.startswith("math")]
+    return [token.content for token in answers._tokens(text) if token.type.startswith("math")]
 
 
 def _markdown(path):
@@ -217,7 +207,7 @@ def _markdown(path):
     def math(kind, display):
         def render(self, tokens, index, options, env):
             token = tokens[index]
-            label = html.escape(token.info if kind == "math_block_label" else "")
+            label = html.escape(token.info.removeprefix("eq-") if kind == "math_block_label" else "")
             text = html.escape(formula(path, token.content).replace("\n", "\u2028"))
             element = f'<code class="math" data-display="{display}" data-label="{label}">{text}</code>'
             return f"<p>{element}</p>\n" if token.block else element
@@ -231,6 +221,10 @@ def _markdown(path):
             f"{html.escape(tokens[index].content)}</pre>\n"
         )
 
+    def image(self, tokens, index, options, env):
+        token = tokens[index]
+        return f'<img src="{html.escape(token.attrs["src"])}" alt="{html.escape(token.content)}">'
+
     md = answers._markdown()
     for kind, display in (
         ("math_inline", ""),
@@ -240,6 +234,7 @@ def _markdown(path):
     ):
         math(kind, display)
     md.add_render_rule("fence", fence)
+    md.add_render_rule("image", image)
     return md
 
 
@@ -273,7 +268,8 @@ class _Answers:
     def __init__(self, figures):
         self.figures = figures  # where pictures of the answers go
         self.path = None  # the answer at hand
-        self.labels = set()  # numbers of equations so far
+        self.labels = set()  # numbers of all equations
+        self.labelled = set()  # those that have a label by now
         self.pictures = 0
         self.nested = 0  # lists and quotations around the block at hand
 
@@ -329,8 +325,8 @@ class _Answers:
         if not label:
             return f"\\[\n{text}\n\\]"
         name = ""
-        if re.fullmatch(r"[A-Za-z0-9.]+", label) and label not in self.labels:
-            self.labels.add(label)
+        if label not in self.labelled:
+            self.labelled.add(label)
             name = f"\\label{{eq:{label}}}"
         return f"\\begin{{equation}}\\tag{{{escape(label)}}}{name}\n{text}\n\\end{{equation}}"
 
@@ -371,33 +367,42 @@ class _Answers:
 
     def link(self, attributes, text, target):
         url = target[0]
-        if url.startswith("#"):
-            key = url[1:]
-            if key in CITATIONS:
-                return _raw(f"\\cite{{{CITATIONS[key]}}}")
-            label = LABELS.get(key) or (key if key in answers_ids() else None)
-            if label:
-                start, end = _raw(f"\\hyperref[{label}]{{"), _raw("}")
-                return {"t": "Span", "c": [["", [], []], [start, *self.inlines(text), end]]}
-        elif re.match(r"(https?://|mailto:)", url):
-            return {"t": "Link", "c": [["", [], []], self.inlines(text), [printable(url), ""]]}
-        return {"t": "Span", "c": [["", [], []], self.inlines(text)]}
+        if not url.startswith("#"):
+            if re.match(r"(https?://|mailto:)", url):
+                return {"t": "Link", "c": [["", [], []], self.inlines(text), [printable(url), ""]]}
+            return {"t": "Span", "c": [["", [], []], self.inlines(text)]}
+        key = url[1:]
+        if key in CITATIONS:
+            return _raw(f"\\cite{{{CITATIONS[key]}}}")
+        if key.startswith("eq-"):
+            if key[3:] in self.labels:
+                return _raw(f"\\cref{{eq:{key[3:]}}}")
+            # The answer with this formula was replaced.
+            text = text or [{"t": "Str", "c": f"equation\u00a0{key[3:]}"}]
+            return {"t": "Span", "c": [["", [], []], self.inlines(text)]}
+        question = {name: number for name, number, *_ in answers.QUESTIONS}.get(key)
+        label = LABELS.get(key) or (key if question else None)
+        if not label:
+            raise InputError(f"{self.path}: there is no #{key} to refer to")
+        if not text and not question:
+            return _raw(f"\\cref{{{label}}}")
+        text = text or [{"t": "Str", "c": f"Question\u00a0{question}"}]
+        start, end = _raw(f"\\hyperref[{label}]{{"), _raw("}")
+        return {"t": "Span", "c": [["", [], []], [start, *self.inlines(text), end]]}
 
     def image(self, attributes, alt, target):
-        """A picture from the answers' own folder; another one is only named, as in the PDF."""
+        """A picture beside the answer, as a PNG."""
         from urllib.parse import unquote
 
         from PIL import Image
 
-        folder = self.path.parent.resolve()
+        source = unquote(target[0])
+        answers._picture(self.path, source, "".join(node.get("c", " ") for node in alt))
         try:
-            file = (folder / unquote(target[0])).resolve()
-            if not file.is_relative_to(folder):
-                raise OSError
-            with Image.open(file) as picture:
+            with Image.open(self.path.parent / source) as picture:
                 picture = picture.convert("RGB")
         except (OSError, ValueError, Image.DecompressionBombError):
-            return {"t": "Span", "c": [["", [], []], self.inlines(alt)]}
+            raise InputError(f"{self.path}: --latex can't show {source}: save it as PNG or JPEG") from None
         self.pictures += 1
         name = f"answer-{self.pictures}.png"
         picture.save(self.figures / name)
@@ -461,51 +466,25 @@ class _Answers:
         return [_para(inlines)]
 
 
-def answers_ids():
-    return {key for key, *_ in answers.QUESTIONS}
-
-
-def _refer(blocks, labels):
-    """Make "equation 1" a reference, wherever an equation has this number."""
-    if isinstance(blocks, dict):
-        return {key: _refer(value, labels) for key, value in blocks.items()}
-    if not isinstance(blocks, list):
-        return blocks
-    done, i = [], 0
-    while i < len(blocks):
-        part = blocks[i : i + 3]
-        if [isinstance(node, dict) and node.get("t") for node in part] in (
-            ["Str", "Space", "Str"],
-            ["Str", "SoftBreak", "Str"],
-        ):
-            word = re.fullmatch(r"(\W*)([Ee])quation", part[0]["c"])
-            number = re.fullmatch(r"([A-Za-z0-9.]*[A-Za-z0-9])(\W*)", part[2]["c"])
-            if word and number and number[1] in labels:
-                name = "Cref" if word[2] == "E" else "cref"
-                done += [{"t": "Str", "c": word[1]}] if word[1] else []
-                done.append(_raw(f"\\{name}{{eq:{number[1]}}}"))
-                done += [{"t": "Str", "c": number[2]}] if number[2] else []
-                i += 3
-                continue
-        done.append(_refer(blocks[i], labels))
-        i += 1
-    return done
-
-
 def convert_answers(record, folder, figures):
     """{question id: LaTeX} of all answers; pictures in them go to the folder `figures`."""
     import pypandoc
 
     tree, blocks = _Answers(figures), []
+    texts = answers.answer_texts(record, folder)
+    for _, text in texts.values():
+        tree.labels |= {
+            t.info.removeprefix("eq-") for t in answers._tokens(text) if t.type == "math_block_label"
+        }
     mark = f"% {uuid.uuid4()} "  # parts the answers in what pandoc returns
-    for key, (path, text) in answers.answer_texts(record, folder).items():
+    for key, (path, text) in texts.items():
         page = _markdown(path).render(text)
         parsed = json.loads(
             pypandoc.convert_text(page, "json", format="html-auto_identifiers", extra_args=["--sandbox"])
         )
         tree.path = path
         blocks += [_raw(f"{mark}{key}", block=True), *tree.blocks(parsed["blocks"])]
-    parsed["blocks"] = _refer(blocks, tree.labels)
+    parsed["blocks"] = blocks
     latex = pypandoc.convert_text(
         json.dumps(parsed), "latex", format="json", extra_args=["--sandbox", "--wrap=auto", "--columns=100"]
     )
@@ -517,43 +496,40 @@ def convert_answers(record, folder, figures):
 
 
 def _write_fonts(folder, text):
-    """The report's faces as TrueType files. -> the fallback faces that `text` needs, scripts included.
+    """The faces that `text` needs as TrueType or OpenType files, whole, so that the text can be edited.
 
     They travel with the .tex, so that it looks the same with every TeX Live, and like the other report.
+    -> what the preamble has to know: the files to look for letters in, and the scripts.
     """
-    import matplotlib
-    import ziamath
     from fontTools.ttLib import TTFont
 
     folder.mkdir()
-    covered = set()
-    for name, source in (
-        ("STIXTwoText-Regular", "stix-two-text-latin-400-normal"),
-        ("STIXTwoText-Italic", "stix-two-text-latin-400-italic"),
-        ("STIXTwoText-Bold", "stix-two-text-latin-700-normal"),
-        ("STIXTwoText-BoldItalic", "stix-two-text-latin-700-italic"),
-        ("SourceCodePro-Regular", "source-code-pro-latin-400-normal"),
-        ("SourceCodePro-Semibold", "source-code-pro-latin-600-normal"),
-    ):
-        font = TTFont(TEMPLATES / "fonts" / f"{source}.woff2", recalcTimestamp=False)
-        font.flavor = None
-        font.save(folder / f"{name}.ttf")
-        covered |= set(font.getBestCmap())
-    for license in sorted((TEMPLATES / "fonts").glob("LICENSE*")):
-        shutil.copyfile(license, folder / license.name)
-    plots = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    maths = Path(ziamath.__file__).parent / "fonts"
-    shutil.copyfile(maths / "STIXTwoMath-Regular.ttf", folder / "STIXTwoMath-Regular.ttf")
-    shutil.copyfile(plots / "DejaVuSansMono.ttf", folder / "DejaVuSansMono.ttf")
-    covered |= set(TTFont(folder / "STIXTwoMath-Regular.ttf", lazy=True).getBestCmap())
-    missing = {ord(letter) for letter in text if ord(letter) > 126} - covered
-    dejavu = set(TTFont(plots / "DejaVuSans.ttf", lazy=True).getBestCmap())
-    if missing & dejavu:
-        shutil.copyfile(plots / "DejaVuSans.ttf", folder / "DejaVuSans.ttf")
-    return {
-        "dejavu": bool(missing & dejavu),
-        "more": bool(missing - dejavu),
-        "arabic": bool(re.search(r"[\u0600-\u08ff\ufb50-\ufeff]", text)),
+    styles = {(400, "normal"): "Regular", (700, "normal"): "Bold", (600, "normal"): "Semibold"}
+    styles |= {(400, "italic"): "Italic", (700, "italic"): "BoldItalic"}
+    always, needed = fonts._families()
+    chosen, _ = fonts.choose_families(text)
+    maths_and_lines = [f for f in needed if f[0] in ("STIX Two Math", fonts.TERMINAL) and f not in chosen]
+    found = {"serif": [], "bold": [], "mono": []}
+    for family, files in [*chosen, *maths_and_lines]:
+        for weight, style, source in files:
+            font = TTFont(source, recalcTimestamp=False)
+            font.flavor = None
+            kind = "otf" if "CFF " in font else "ttf"
+            name = f"{family.replace(' ', '')}-{styles[weight, style]}.{kind}"
+            font.save(folder / name)
+            if (family, files) not in always:
+                spec = f"[fonts/{name}]:mode=node;" + "script=arab;" * ("Arabic" in family)
+                found["bold" if weight == 700 else "serif"].append(spec)
+                if family == fonts.TERMINAL:  # it draws the lines in step with the mono's letters
+                    found["mono"].append(spec)
+    found["bold"] += found["serif"]
+    found["mono"] += found["serif"]
+    for license in sorted(fonts.FOLDER.glob("LICENSE*")):
+        words = license.stem.split("-")[1:3]
+        if list(folder.glob("".join(words) + "*")):
+            shutil.copyfile(license, folder / license.name)
+    return {name: Latex(", ".join(f'"{spec}"' for spec in specs)) for name, specs in found.items()} | {
+        "arabic": bool(re.search(r"[\u0600-\u08ff\ufb50-\ufefe]", text)),
         "hebrew": bool(re.search(r"[\u0590-\u05ff]", text)),
         "chinese": bool(re.search(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]", text)),
     }
@@ -564,7 +540,7 @@ def _write_fonts(folder, text):
 
 def _environment():
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader(render.TEMPLATES),
         undefined=jinja2.StrictUndefined,
         finalize=escape,
         trim_blocks=True,
@@ -578,43 +554,46 @@ def _environment():
         comment_end_string="#>",
     )
     environment.filters.update(
-        percent=answers.percent, whole=answers.whole, terminal=terminal, breakable=breakable
+        percent=answers.percent, whole=answers.whole, terminal=terminal, breakable=breakable, latex=Latex
     )
     return environment
 
 
 def _write_figures(folder, record, run):
-    """The figures as PDF, the example pictures as they are."""
-    from report import figures
+    """The figures as PDF, the pictures as they are. -> {kind: entries with the name of their picture}"""
+    import matplotlib
+    from matplotlib import pyplot
 
-    figures.use_report_type()
-    results = record["results"]
-    drawn = {
-        "curves": figures.draw_history(record["training"]["history"], results["baseline"]),
-        "confusion": figures.draw_confusion_matrix(results["confusion_matrix"], record["data"]["classes"]),
-    }
-    for name, figure in drawn.items():
-        figures.save_pdf(figure, folder / f"{name}.pdf")
-    for number, example in enumerate(record["examples"], 1):
-        shutil.copyfile(run / example["picture"], folder / f"example-{number:03}.png")
+    for name, figure in render.draw_figures(record, run).items():
+        with matplotlib.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+        pyplot.close(figure)
+    pictures = {}
+    for kind in ("examples", "mistakes", "train_samples", "test_samples"):
+        pictures[kind] = []
+        for number, entry in enumerate(record[kind], 1):
+            name = f"{kind.replace('_', '-')}-{number:03}{Path(entry['picture']).suffix}"
+            shutil.copyfile(run / entry["picture"], folder / name)
+            pictures[kind].append(entry | {"name": f"figures/{name}"})
+    return pictures
 
 
 def _fill(folder, record, run, answers_folder):
     """Write everything but the compiled PDF into the empty `folder`. -> name of the .tex"""
     (folder / "figures").mkdir()
-    _write_figures(folder / "figures", record, run)
+    pictures = _write_figures(folder / "figures", record, run)
     name = f"{record['student']['id']}_Lab8_Homework"
     environment = _environment()
+    log = (run / "training.log").read_text(encoding="utf-8")
     content = {
         **answers.lookups(record),
+        **pictures,
         "record": record,
-        "examples": [
-            example | {"name": f"figures/example-{number:03}.png"}
-            for number, example in enumerate(record["examples"], 1)
-        ],
+        "arrays": render._arrays(run / record["arrays"]),
+        "settings": render.setting_columns(record["recipe"]["values"]),
+        "log": render.log_pieces(log, record["training"]["history"]),
         "questions": answers.QUESTIONS,
         "answers": convert_answers(record, answers_folder, folder / "figures"),
-        "log": folded_log((run / "training.log").read_text(encoding="utf-8")),
     }
     body = environment.get_template("report.tex.j2").render(content, preamble="")
     # listings must be told of every letter beyond Latin-1, or it sets it in the wrong place.
@@ -629,7 +608,7 @@ def _fill(folder, record, run, answers_folder):
     text = environment.get_template("report.tex.j2").render(content, preamble=Latex(preamble))
     (folder / f"{name}.tex").write_text(text, encoding="utf-8")
     for file in ("references.bib", "latexmkrc"):
-        shutil.copyfile(TEMPLATES / file, folder / file)
+        shutil.copyfile(render.TEMPLATES / file, folder / file)
     return name
 
 
@@ -671,10 +650,7 @@ def _compile(folder, name, date):
         return f"{name}.tex did not compile ({fault.rstrip('.')}): see latex/{name}.log"
     missing = sorted(set(re.findall(r"Missing character: There is no (\S) ", said)))
     if missing:
-        return (
-            f"no font for {' '.join(missing[:8])} in {name}.tex: install one, "
-            "for Chinese sudo apt-get install texlive-lang-chinese"
-        )
+        return f"no font has {' '.join(missing[:8])}: look at latex/{name}.pdf, it is missing there"
     return None
 
 

@@ -1,19 +1,23 @@
-"""The run record -> HTML -> an A4 PDF."""
+"""The run record -> one HTML page with everything in it -> an A4 PDF."""
 
 import base64
 import contextlib
+import datetime
+import html
 import io
 import logging
+import os
 import platform
+import re
 import warnings
+from collections import Counter
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import jinja2
 
 from recipe import InputError
-from report import answers
-from report.source import ROOT
+from report import answers, fonts
+from report.source import ROOT, recipe_groups
 
 TEMPLATES = ROOT / "templates"
 
@@ -61,37 +65,134 @@ def check_renderer():
         raise InputError(f"the PDF needs a system library ({library}): {hint}") from None
 
 
-def folded_log(text, first=2, last=2):
-    """The training log with its middle epochs left out: (lines, epochs left out or None) pieces."""
-    blocks = ("\n" + text).split("\nEpoch: ")
-    epochs = [f"Epoch: {block}" for block in blocks[1:]]
-    if len(epochs) <= first + last + 1:
-        return "\n".join(epochs).strip(), None, ""
-    left_out = f"epochs {first + 1} to {len(epochs) - last}"
-    return "\n".join(epochs[:first]).strip(), left_out, "\n".join(epochs[-last:]).strip()
+def log_pieces(text, history):
+    """The training log in pieces (text, what it is), folded if it is long: first, best and last epoch.
+
+    The best epoch is the first of the highest test accuracy. A piece without text says what is left out.
+    """
+    epochs = [f"Epoch: {block}".strip() for block in ("\n" + text).split("\nEpoch: ")[1:]]
+    n = len(epochs)
+    if n <= 4:
+        return [("\n".join(epochs), None)]
+    best = 1 + max(range(n), key=lambda i: history[i]["test_accuracy"]) if len(history) == n else n
+    pieces, shown = [], 0
+    for epoch in sorted({1, best, n}):
+        if epoch > shown + 1:
+            left_out = f"epochs {shown + 1} to {epoch - 1}" if epoch > shown + 2 else f"epoch {epoch - 1}"
+            pieces.append(("", f"{left_out} left out"))
+        about = {1: "first epoch", n: "last epoch, whose weights are used"}.get(epoch)
+        if epoch == best:
+            note = "highest test accuracy of the log; only shown, not selected"
+            about = f"{about}; {note}" if about else f"epoch {epoch}: {note}"
+        pieces.append((epochs[epoch - 1], about))
+        shown = epoch
+    return pieces
+
+
+def setting_columns(values, columns=3):
+    """Hyperparameters for a table: [[(heading, [(name, value)])] of a column], any new one included."""
+    groups = {heading: [n for n in names if n in values] for heading, names in recipe_groups().items()}
+    known = {name for names in groups.values() for name in names}
+    groups["Others"] = [name for name in values if name not in known]
+
+    def shown(value):
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"
+
+    filled = [[] for _ in range(columns)]
+    for heading, names in groups.items():
+        if names:
+            shortest = min(filled, key=lambda column: sum(2 + len(rows) for _, rows in column))
+            shortest.append((heading, [(name, shown(values[name])) for name in names]))
+    return filled
+
+
+def number(page, names):
+    """Number the labels of a page and fill its cross-references, `<a href="#target"></a>`.
+
+    A label is `<b data-label="Figure target"></b>`; each kind is counted by itself, in order. `names` holds
+    what further targets are called: {"q06": "Question 6"}. InputError for a target that is not there.
+    """
+    counts, names = Counter(), dict(names)
+
+    def label(match):
+        kind, target = match.groups()
+        counts[kind] += 1
+        names[target] = f"{kind} {counts[kind]}"
+        if kind == "Reference":  # the list shows its numbers itself
+            names[target] = f"[{counts[kind]}]"
+            return ""
+        if kind == "Section":
+            return f'<span class="section-number">{counts[kind]}</span>'
+        return f'<b class="label">{names[target]}.</b>'
+
+    def reference(match):
+        target = match[1]
+        if target in names:
+            return f'<a href="#{target}">{names[target]}</a>'
+        if target.startswith("eq-"):  # the answer with this formula may have been replaced
+            return f"equation {target[3:]}"
+        raise InputError(
+            f"an answer refers to #{target}; there are {', '.join('#' + n for n in sorted(names))}"
+        )
+
+    page = re.sub(r'<b data-label="(\w+) ([\w-]+)"></b>', label, page)
+    names |= {target: f"equation {target[3:]}" for target in re.findall(r'<div id="(eq-[^"]+)"', page)}
+    return re.sub(r'<a href="#([\w-]+)"></a>', reference, page)
 
 
 def _data_url(path, kind):
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    try:
+        return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}; run again with --force") from None
 
 
-def _package_fonts():
-    """Faces that our dependencies bring: maths symbols, and a terminal face with box-drawing lines."""
-    import matplotlib
-    import ziamath
+def _arrays(path):
+    import numpy as np
 
-    plots = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"can't read {path} ({error}): run again with --force") from None
+
+
+def document_date(record):
+    """When the report counts as made: the record's date, or SOURCE_DATE_EPOCH. The same, the same bytes."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if not epoch:
+        return record["date"]
+    try:
+        return datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc).isoformat()
+    except (ValueError, OverflowError, OSError):
+        raise InputError(f"SOURCE_DATE_EPOCH={epoch!r} is no number of seconds: unset it") from None
+
+
+def _record_text(record):
+    """What a figure may have to set: names from the user's data."""
+    return "".join(record["data"]["classes"])
+
+
+def draw_figures(record, run):
+    """{name: matplotlib figure} of all figures of the report that are drawn from the record."""
+    from report import figures
+
+    figures.use_report_type(_record_text(record))
+    results, data = record["results"], record["data"]
+    arrays = _arrays(run / record["arrays"])
     return {
-        "STIX Two Math": Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf",
-        "DejaVu Sans Mono": plots / "DejaVuSansMono.ttf",
-        "DejaVu Sans": plots / "DejaVuSans.ttf",
+        "counts": figures.draw_counts(data["counts"]),
+        "curves": figures.draw_history(record["training"]["history"], results["baseline"]),
+        "confusion": figures.draw_confusion_matrix(results["confusion_matrix"], data["classes"]),
+        "calibration": figures.draw_calibration(results["calibration"]),
+        "rollout": figures.draw_rollout(arrays["pictures"], arrays["rollout"], record["rollouts"]),
+        "positions": figures.draw_positions(arrays["similarity"], arrays["rows"], arrays["columns"]),
+        "filters": figures.draw_filters(arrays["filters"]),
     }
 
 
 def render_html(record, run, answers_folder=None):
-    """The report as HTML text, every figure and picture in it. `run` is the run folder."""
-    from pygments.formatters import HtmlFormatter
-
+    """The report as one HTML page that needs no other file. `run` is the run folder."""
     from report import figures
 
     environment = jinja2.Environment(
@@ -107,40 +208,44 @@ def render_html(record, run, answers_folder=None):
         svg = figures.as_svg(figure).encode()
         return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
-    figures.use_report_type()
-    results, history = record["results"], record["training"]["history"]
-    return environment.get_template("report.html.j2").render(
+    def pictures(kind):
+        return [e | {"url": _data_url(run / e["picture"], "image/jpeg")} for e in record[kind]]
+
+    history = record["training"]["history"]
+    page = environment.get_template("report.html.j2").render(
         answers.lookups(record),
         record=record,
-        examples=[e | {"url": _data_url(run / e["picture"], "image/png")} for e in record["examples"]],
+        document_date=document_date(record),
+        examples=pictures("examples"),
+        mistakes=pictures("mistakes"),
+        samples={"train": pictures("train_samples"), "test": pictures("test_samples")},
         questions=answers.QUESTIONS,
         answers=answers.render_answers(record, answers_folder),
-        log=folded_log((run / "training.log").read_text(encoding="utf-8")),
-        curves=drawing(figures.draw_history(history, results["baseline"])),
-        confusion=drawing(
-            figures.draw_confusion_matrix(results["confusion_matrix"], record["data"]["classes"])
-        ),
-        fonts=_package_fonts(),
-        code_style=HtmlFormatter(style="friendly").get_style_defs("pre"),
+        log=log_pieces((run / "training.log").read_text(encoding="utf-8"), history),
+        settings=setting_columns(record["recipe"]["values"]),
+        arrays=_arrays(run / record["arrays"]),
+        drawings={name: drawing(figure) for name, figure in draw_figures(record, run).items()},
     )
+    page = number(page, {key: f"Question {n}" for key, n, *_ in answers.QUESTIONS})
+    return page.replace("/* fonts */", fonts.font_css(_plain_text(page)), 1)
 
 
-def _fetcher(allowed):
-    """A WeasyPrint URL fetcher that reads data URLs and files under the `allowed` paths, no network."""
+def _plain_text(page):
+    """The text that a page sets: no tags, no data."""
+    return html.unescape(re.sub(r"<style.*?</style>|<[^>]*>", "", page, flags=re.DOTALL))
+
+
+def _fetcher():
+    """A WeasyPrint URL fetcher that reads data URLs only: no network, no files."""
     from weasyprint.urls import URLFetcher
 
-    class LocalFetcher(URLFetcher):
+    class DataFetcher(URLFetcher):
         def fetch(self, url, headers=None):
-            parts = urlsplit(url)
-            if parts.scheme == "file":
-                path = Path(unquote(parts.path)).resolve()
-                if not any(path.is_relative_to(place) for place in allowed):
-                    raise ValueError(f"{path} is outside the report's folders")
-            elif parts.scheme != "data":
-                raise ValueError(f"{url} is not on this machine")
+            if not url.startswith("data:"):
+                raise ValueError(f"{url} is not part of the report")
             return super().fetch(url, headers)
 
-    return LocalFetcher()
+    return DataFetcher()
 
 
 def _worth_saying(entry):
@@ -148,21 +253,18 @@ def _worth_saying(entry):
     return "HarfBuzz-Subset" not in entry.getMessage()
 
 
-def render_pdf(record, run, answers_folder=None):
-    """The report as PDF bytes, from the record and its run folder alone."""
+def render_report(record, run, answers_folder=None):
+    """The report as (PDF bytes, HTML text), from the record and its run folder alone.
+
+    The PDF is tagged for PDF/UA-1 (ISO 14289-1).
+    """
     check_renderer()
     import weasyprint
 
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # it reports its subsetting step by step
     logging.getLogger("weasyprint").addFilter(_worth_saying)
-    allowed = [TEMPLATES, *_package_fonts().values()]
-    base = TEMPLATES
-    if answers_folder:
-        allowed.append(answers_folder.resolve())
-        base = answers_folder.resolve()
-    document = weasyprint.HTML(
-        string=render_html(record, run, answers_folder),
-        base_url=base.as_uri() + "/",
-        url_fetcher=_fetcher([path.resolve() for path in allowed]),
-    )
-    return document.write_pdf()
+    page = render_html(record, run, answers_folder)
+    # WeasyPrint knows no media features, and warns of each.
+    printed = re.sub(r'<style class="screen">.*?</style>', "", page, count=1, flags=re.DOTALL)
+    document = weasyprint.HTML(string=printed, base_url=TEMPLATES.as_uri(), url_fetcher=_fetcher())
+    return document.write_pdf(pdf_variant="pdf/ua-1", pdf_tags=True), page

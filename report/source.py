@@ -1,6 +1,7 @@
 """Pieces of the project's own source, by name: for code excerpts and for the submitted `.py`."""
 
 import ast
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -63,3 +64,16 @@ def excerpt(file, name, start=None, end=None):
         raise LookupError(f"{name} in {file} has no line with {start!r} to {end!r}") from None
     margin = min(len(lines[n - 1]) - len(lines[n - 1].lstrip()) for n in numbers if lines[n - 1].strip())
     return "\n".join(lines[n - 1][margin:] for n in numbers), numbers[0], numbers[-1]
+
+
+def recipe_groups():
+    """{heading: [names]} of the hyperparameters, under the comments that head them in recipe.py."""
+    lines, _ = _parsed("recipe.py")
+    groups, heading = {}, "Hyperparameters"
+    for node in find("recipe.py", "Recipe").body:
+        if isinstance(node, ast.AnnAssign):
+            above = lines[node.lineno - 2].strip()
+            if above.startswith("# The "):
+                heading = re.match(r"# The ([\w ,-]+)", above)[1].strip().capitalize()
+            groups.setdefault(heading, []).append(node.target.id)
+    return groups

@@ -41,8 +41,13 @@ def test_a_bundle_has_the_three_files_and_the_run_folder(bundle):
         "dataset_split",
         "examples",
         "history.csv",
+        "inspection.npz",
+        "mistakes",
         "predictions.csv",
         "record.json",
+        "report.html",
+        "test_samples",
+        "train_samples",
         "training.log",
     }
     assert [p.name for p in bundle.folder.parent.iterdir()] == ["0812345"]  # nothing left lying about
@@ -214,7 +219,7 @@ def test_a_fault_in_the_report_does_not_cost_the_weights(bundle, tmp_path, monke
     def fail(*args):
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(report, "render_pdf", fail)
+    monkeypatch.setattr(report, "render_report", fail)
     args = ["--student-id", "s2", "--data", str(bundle.home / "dataset.zip"), *TINY_ARGS, "--quiet"]
     args += ["--set", "epochs=1", "--output-dir", str(tmp_path)]
     with pytest.raises(RuntimeError, match="a fault"):

@@ -1,0 +1,146 @@
+"""The report's typefaces: those that its text needs, as CSS with the fonts in it and for matplotlib.
+
+One text face (STIX Two Text), one mono (Source Code Pro). Other scripts and rare signs come from further
+fonts, shipped in templates/fonts/ or brought by our dependencies, so that a page looks the same everywhere.
+"""
+
+import base64
+import io
+import logging
+import unicodedata
+from functools import lru_cache
+from pathlib import Path
+
+from report.source import ROOT
+
+FOLDER = ROOT / "templates" / "fonts"
+MONO, TERMINAL = "Source Code Pro", "DejaVu Sans Mono"
+
+
+def _shipped(family, stem, *styles):
+    return family, [(weight, style, FOLDER / f"{stem}-{weight}-{style}.woff2") for weight, style in styles]
+
+
+@lru_cache
+def _families():
+    """(always, where needed): lists of (family, [(weight, style, file)]), in the order they are tried."""
+    import matplotlib
+    import ziamath
+
+    plots = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    maths = Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+    upright = (400, "normal"), (700, "normal")
+    always = [
+        _shipped("STIX Two Text", "stix-two-text-latin", *upright, (400, "italic"), (700, "italic")),
+        _shipped(MONO, "source-code-pro-latin", (400, "normal"), (600, "normal")),
+    ]
+    needed = [
+        _shipped("STIX Two Text Extended", "stix-two-text-latin-ext", *upright),
+        _shipped("STIX Two Text Vietnamese", "stix-two-text-vietnamese", *upright),
+        _shipped("STIX Two Text Greek", "stix-two-text-greek", *upright),
+        _shipped("STIX Two Text Cyrillic", "stix-two-text-cyrillic", *upright),
+        ("STIX Two Math", [(400, "normal", maths)]),
+        _shipped("Noto Naskh Arabic", "noto-naskh-arabic-arabic", (400, "normal")),
+        (TERMINAL, [(400, "normal", plots / "DejaVuSansMono.ttf")]),
+        ("DejaVu Sans", [(400, "normal", plots / "DejaVuSans.ttf")]),
+        _shipped("Noto Serif CJK TC", "noto-serif-cjk", (400, "normal")),
+    ]
+    return always, needed
+
+
+@lru_cache
+def _covers(path):
+    from fontTools.ttLib import TTFont
+
+    with TTFont(path, lazy=True) as font:
+        return frozenset(font.getBestCmap())
+
+
+def _letters(text):
+    """The code points that need a glyph: no white space, controls or joiners."""
+    return {
+        ord(c) for c in set(text) if unicodedata.category(c) not in ("Cc", "Cf", "Zs", "Zl", "Zp", "Mn", "Cs")
+    }
+
+
+def choose_families(text):
+    """(families that `text` needs, code points that none of them has)."""
+    always, needed = _families()
+    left = _letters(text) - _covers(always[0][1][0][2])
+    chosen = list(always)
+    for family, files in needed:
+        found = left & _covers(files[0][2]) if left else set()
+        # The terminal face also draws the lines of the model summary, in step with the mono's letters.
+        if found:
+            chosen.append((family, files))
+            left = left - found
+    return chosen, left
+
+
+def missing_letters(text):
+    """The characters of `text` that no font of ours has: shown in a font of the system, or as a box."""
+    return "".join(sorted(map(chr, choose_families(text)[1])))
+
+
+@lru_cache
+def _font_bytes(path, letters, flavor):
+    """A font file, subset to `letters` where it is large; flavor "woff2" or None for TTF and OTF."""
+    from fontTools import subset
+
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it reports step by step
+    if flavor and path.suffix == ".woff2" and path.stat().st_size < 60_000:
+        return path.read_bytes()
+    options = subset.Options(
+        flavor=flavor, hinting=False, notdef_outline=True, layout_features=["*"], name_IDs=["*"]
+    )
+    font = subset.load_font(path, options)
+    if path.stat().st_size >= 60_000:
+        subsetter = subset.Subsetter(options)
+        subsetter.populate(unicodes=letters)
+        subsetter.subset(font)
+    font.flavor = flavor
+    font.recalcTimestamp = False
+    file = io.BytesIO()
+    font.save(file, reorderTables=False)
+    return file.getvalue()
+
+
+def font_css(text):
+    """@font-face rules with the fonts in them, and the variables --text and --mono."""
+    letters = frozenset(_letters(text))
+    chosen, _ = choose_families(text)
+    rules = []
+    for family, files in chosen:
+        for weight, style, path in files:
+            data = base64.b64encode(_font_bytes(path, letters, "woff2")).decode()
+            rules.append(
+                f'@font-face {{ font-family: "{family}"; font-weight: {weight}; font-style: {style}; '
+                f'src: url("data:font/woff2;base64,{data}") format("woff2"); }}'
+            )
+    names = [f'"{family}"' for family, _ in chosen if family not in (MONO, TERMINAL)]
+    rules.append(f":root {{ --text: {', '.join(names)}, serif; --mono: {_mono(names)}; }}")
+    return "\n".join(rules)
+
+
+def _mono(names):
+    return ", ".join([f'"{MONO}"', f'"{TERMINAL}"', *names, "monospace"])
+
+
+def write_fonts(text, folder):
+    """The text families of `text` as files that matplotlib reads: [(family, path)], in order."""
+    from fontTools.ttLib import TTFont
+
+    letters = frozenset(_letters(text))
+    written = []
+    for family, files in choose_families(text)[0]:
+        for _weight, _style, path in files:
+            if family in (MONO, TERMINAL, "DejaVu Sans"):  # matplotlib has the last
+                continue
+            font = TTFont(io.BytesIO(_font_bytes(path, letters, None)))
+            for name in font["name"].names:  # the slices of one family must not pass for each other
+                if name.nameID in (1, 16):
+                    name.string = family
+            target = Path(folder) / f"{path.stem}.{'otf' if 'CFF ' in font else 'ttf'}"
+            font.save(target)
+            written.append((family, target))
+    return written
