@@ -80,7 +80,7 @@ def _publish(new, folder, student_id):
     if not folder.exists():
         new.rename(folder)
         return
-    ours = {"run", *bundle_names(student_id)}
+    ours = {"run", "latex", *bundle_names(student_id)}
     for path in folder.iterdir():
         if path.name not in ours:
             path.rename(new / path.name)

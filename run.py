@@ -90,6 +90,11 @@ def parse_args(argv=None):
         action="store_true",
         help="draw the PDF again from outputs/<id>/run/record.json",
     )
+    parser.add_argument(
+        "--latex",
+        action="store_true",
+        help="also write the report as LaTeX to outputs/<id>/latex/, compiled if latexmk is installed",
+    )
     parser.add_argument("--force", action="store_true", help="replace a finished bundle of this id")
     parser.add_argument("--quiet", action="store_true", help="print nothing but the paths and errors")
     return parser.parse_args(argv)
@@ -108,6 +113,18 @@ def draw_report(record, pdf, run, answers, screen):
         screen.say(f"the report's fonts lack {missing}: look at it, a box may stand in its place", "yellow")
 
 
+def draw_latex(args, record, run, folder):
+    """The report as LaTeX, if asked for. -> its paths"""
+    if not args.latex:
+        return []
+    import report
+
+    paths, message = report.write_latex(record, run, folder, args.answers)
+    if message:
+        print(f"run.py: {message}", file=sys.stderr)
+    return paths
+
+
 def report_only(args, student_id, screen):
     """Draw the PDF of a finished run again."""
     import json
@@ -119,6 +136,8 @@ def report_only(args, student_id, screen):
     path = folder / "run" / "record.json"
     with screen.stage("Report"):
         report.check_renderer()
+        if args.latex:
+            report.check_latex(args.answers)
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -133,7 +152,8 @@ def report_only(args, student_id, screen):
         draw_report(record, folder / pdf, folder / "run", args.answers, screen)
         record["files"][pdf] = sha256(folder / pdf)
         write_record(path, record)
-    return [folder / pdf], record
+        latex = draw_latex(args, record, folder / "run", folder / "latex")
+    return [folder / pdf, *latex], record
 
 
 def look_into(model, images, predictions, recipe, run):
@@ -182,6 +202,8 @@ def train_and_report(args, student_id, recipe, screen):
 
         report.check_renderer()
         report.check_answers(args.answers)
+        if args.latex:
+            report.check_latex(args.answers)
         import torch
 
         import data
@@ -286,7 +308,9 @@ def train_and_report(args, student_id, recipe, screen):
             draw_report(record, staging.folder / pdf, run, args.answers, screen)
             record["files"][pdf] = rec.sha256(staging.folder / pdf)
             rec.write_record(run / "record.json", record)
-    return [folder / name for name in (pdf, code, weights)], record
+            latex = draw_latex(args, record, run, staging.folder / "latex")
+    latex = [folder / path.relative_to(staging.folder) for path in latex]
+    return [*(folder / name for name in (pdf, code, weights)), *latex], record
 
 
 def main(argv=None):

@@ -2,7 +2,16 @@
 
 from report.answers import check_answers
 from report.fonts import missing_letters
+from report.latex import check_latex, write_latex
 from report.render import check_renderer, render_report
 from report.submission import assemble_submission
 
-__all__ = ["assemble_submission", "check_answers", "check_renderer", "missing_letters", "render_report"]
+__all__ = [
+    "assemble_submission",
+    "check_answers",
+    "check_latex",
+    "check_renderer",
+    "missing_letters",
+    "render_report",
+    "write_latex",
+]

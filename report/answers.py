@@ -313,10 +313,10 @@ def _set_formula(path, latex, display):
         raise InputError(f"{path}: can't set the formula {latex!r}: {error}") from None
 
 
-def render_answers(record, folder=None):
-    """{question id: HTML} of all answers; a file in `folder` replaces the project's own."""
-    environment, markdown, known = _environment(), _markdown(), lookups(record)
-    rendered = {}
+def answer_texts(record, folder=None):
+    """{question id: (path, Markdown)} of all answers, looked up; a file in `folder` replaces our own."""
+    environment, known = _environment(), lookups(record)
+    texts = {}
     for key, *_ in QUESTIONS:
         path = ANSWERS / f"{key}.md"
         if folder and (folder / path.name).is_file():
@@ -328,5 +328,11 @@ def render_answers(record, folder=None):
             raise InputError(f"{path}{line}: {error}") from None
         for latex, display in _formulas(text):
             _set_formula(path, latex, display)
-        rendered[key] = markdown.render(text, {"path": path})
-    return rendered
+        texts[key] = (path, text)
+    return texts
+
+
+def render_answers(record, folder=None):
+    """{question id: HTML} of all answers; a file in `folder` replaces the project's own."""
+    markdown, texts = _markdown(), answer_texts(record, folder)
+    return {key: markdown.render(text, {"path": path}) for key, (path, text) in texts.items()}

@@ -173,6 +173,24 @@ def _record_text(record):
     return "".join(record["data"]["classes"])
 
 
+def draw_figures(record, run):
+    """{name: matplotlib figure} of all figures of the report that are drawn from the record."""
+    from report import figures
+
+    figures.use_report_type(_record_text(record))
+    results, data = record["results"], record["data"]
+    arrays = _arrays(run / record["arrays"])
+    return {
+        "counts": figures.draw_counts(data["counts"]),
+        "curves": figures.draw_history(record["training"]["history"], results["baseline"]),
+        "confusion": figures.draw_confusion_matrix(results["confusion_matrix"], data["classes"]),
+        "calibration": figures.draw_calibration(results["calibration"]),
+        "rollout": figures.draw_rollout(arrays["pictures"], arrays["rollout"], record["rollouts"]),
+        "positions": figures.draw_positions(arrays["similarity"], arrays["rows"], arrays["columns"]),
+        "filters": figures.draw_filters(arrays["filters"]),
+    }
+
+
 def render_html(record, run, answers_folder=None):
     """The report as one HTML page that needs no other file. `run` is the run folder."""
     from report import figures
@@ -193,9 +211,7 @@ def render_html(record, run, answers_folder=None):
     def pictures(kind):
         return [e | {"url": _data_url(run / e["picture"], "image/jpeg")} for e in record[kind]]
 
-    figures.use_report_type(_record_text(record))
-    results, history, data = record["results"], record["training"]["history"], record["data"]
-    arrays = _arrays(run / record["arrays"])
+    history = record["training"]["history"]
     page = environment.get_template("report.html.j2").render(
         answers.lookups(record),
         record=record,
@@ -207,20 +223,8 @@ def render_html(record, run, answers_folder=None):
         answers=answers.render_answers(record, answers_folder),
         log=log_pieces((run / "training.log").read_text(encoding="utf-8"), history),
         settings=setting_columns(record["recipe"]["values"]),
-        arrays=arrays,
-        drawings={
-            "counts": drawing(figures.draw_counts(data["counts"])),
-            "curves": drawing(figures.draw_history(history, results["baseline"])),
-            "confusion": drawing(figures.draw_confusion_matrix(results["confusion_matrix"], data["classes"])),
-            "calibration": drawing(figures.draw_calibration(results["calibration"])),
-            "rollout": drawing(
-                figures.draw_rollout(arrays["pictures"], arrays["rollout"], record["rollouts"])
-            ),
-            "positions": drawing(
-                figures.draw_positions(arrays["similarity"], arrays["rows"], arrays["columns"])
-            ),
-            "filters": drawing(figures.draw_filters(arrays["filters"])),
-        },
+        arrays=_arrays(run / record["arrays"]),
+        drawings={name: drawing(figure) for name, figure in draw_figures(record, run).items()},
     )
     page = number(page, {key: f"Question {n}" for key, n, *_ in answers.QUESTIONS})
     return page.replace("/* fonts */", fonts.font_css(_plain_text(page)), 1)
