@@ -18,6 +18,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import font_manager
+from matplotlib.ticker import MaxNLocator
 
 from report import fonts
 
@@ -160,6 +161,8 @@ def draw_history(history, baseline):
         fontsize=8,
     )
     right.set(title="Accuracy (%)", xlabel="epoch", ylim=(0, 102))
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return figure
 
 
@@ -198,7 +201,7 @@ def draw_confusion_matrix(matrix, class_names):
 def draw_calibration(calibration):
     """Reliability diagram: accuracy by confidence, and how many images each bin holds."""
     bins = [row for row in calibration["bins"] if row["images"]]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.45), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6), layout="constrained")
     width = 1 / len(calibration["bins"])
     places = [row["low"] + width / 2 for row in bins]
     left.bar(places, [row["accuracy"] for row in bins], width=0.92 * width, color=BLUE, label="accuracy")
@@ -208,7 +211,7 @@ def draw_calibration(calibration):
         marker="o", markersize=4.5, color="white", markeredgecolor="black", label="mean confidence",
     )  # fmt: skip
     left.set(title="Reliability", xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-    left.legend(frameon=False, loc="upper left")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     bars = right.bar(places, [row["images"] for row in bins], width=0.92 * width, color="0.6")
     right.bar_label(bars, fontsize=SMALL, padding=1.5)
     right.set(title="Images", xlabel="confidence", xlim=(0, 1))
