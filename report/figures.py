@@ -6,9 +6,10 @@ Call `use_report_type` first.
 
 import atexit
 import io
+import logging
 import shutil
 import tempfile
-import textwrap
+import unicodedata
 from functools import lru_cache
 
 import matplotlib
@@ -32,6 +33,7 @@ TEST = {"color": VERMILION, "linestyle": (0, (4, 1.5)), "linewidth": 1.4}
 @lru_cache
 def use_report_type(text=""):
     """Make matplotlib set text in the report's faces, with those that the letters of `text` need."""
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # some faces have no bold
     folder = tempfile.mkdtemp(prefix="report-fonts-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     families = {}
@@ -68,11 +70,30 @@ def as_svg(figure):
     return text.getvalue()
 
 
-def _wrapped(name, width, lines=2):
-    """A name on at most so many lines of about `width` letters; the rest becomes an ellipsis."""
-    return "\n".join(
-        textwrap.wrap(name, width, max_lines=lines, placeholder="…") or [name[: width - 1] + "…"]
-    )
+def _wide(text):
+    """Width of a text in letters; Chinese, Japanese and Korean ones count as two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _short(name, width):
+    """A name of at most `width` letters; a longer one loses its middle: names often differ at their end."""
+    head = tail = ""
+    if _wide(name) <= width:
+        return name
+    while _wide(head + tail) < width - 2:
+        head, tail = name[: len(head) + 1], name[len(name) - len(tail) - (len(head) > len(tail)) :]
+    return f"{head}…{tail}"
+
+
+def _two_lines(name, width):
+    """A name on at most two lines of `width` letters, broken after a sign or space where there is one."""
+    name = _short(name, 2 * width - 2)
+    if _wide(name) <= width:
+        return name
+    ends = [i for i in range(1, len(name)) if max(_wide(name[:i]), _wide(name[i:])) <= width]
+    middle = len(name) / 2
+    at = min(ends, key=lambda i: (name[i - 1].isalnum() or name[i - 1] == "…", abs(i - middle)))
+    return f"{name[:at].rstrip()}\n{name[at:]}"
 
 
 def _no_axes(axes):
@@ -103,7 +124,7 @@ def draw_counts(counts):
     widest = max(a + b for a, b in zip(train, test))
     for place, a, b in zip(places, train, test):
         axes.text(a + b + 0.008 * widest, place, f"{a} + {b}", **space)
-    axes.set_yticks(places, [_wrapped(name, 30, 1) for name in names], fontsize=max(7, min(8.5, 8.5)))
+    axes.set_yticks(places, [_short(name, 30) for name in names], fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 1.1 * widest)
     axes.tick_params(axis="y", length=0)
@@ -148,8 +169,8 @@ def draw_confusion_matrix(matrix, class_names):
     n = len(class_names)
     size = 9 if n <= 10 else 8 if n <= 20 else 7
     cell = max(0.145, min(0.36, 4.6 / n))  # inches: a number of two digits fits
-    longest = min(max(map(len, class_names)), 24)
-    labels = [_wrapped(name, 24, 1) for name in class_names]
+    labels = [_short(name, 24) for name in class_names]
+    longest = max(map(_wide, labels))
     margin = longest * 0.052 * size / 8 + 0.55
     width = min(WIDTH, n * cell + margin + 0.35)
     height = n * cell + 0.72 * margin + 0.35
@@ -221,7 +242,7 @@ def draw_rollout(pictures, rollout, entries):
         lit = pictures[i] / 255 * (0.12 + 0.88 * light[rows][:, columns, None])
         _show(axes[2, i], lit, vmin=0, vmax=1)
         sign = "" if entry["true"] == entry["predicted"] else "✗ "
-        axes[0, i].set_title(sign + _wrapped(entry["true"], 16), fontsize=SMALL, fontweight="normal", pad=3)
+        axes[0, i].set_title(_two_lines(sign + entry["true"], 16), fontsize=SMALL, fontweight="normal", pad=3)
         for row in axes[:, i]:
             _no_axes(row)
     for row, name in zip(axes[:, 0], ("input", "rollout", "input lit\nby rollout")):
@@ -251,7 +272,7 @@ def draw_positions(similarity, rows, columns):
         for j in range(c):
             others[i, j, rows[i], columns[j]] = 0
     end = float(np.abs(others).max()) or 1.0
-    figure, axes = plt.subplots(figsize=(3.1, 2.75))
+    figure, axes = plt.subplots(figsize=(3.1, 2.7))
     figure.subplots_adjust(left=0.13, right=0.84, bottom=0.13, top=0.99)
     shown = axes.imshow(_tiled(similarity, 1), cmap="cividis", vmin=-end, vmax=end)
     _no_axes(axes)

@@ -102,6 +102,7 @@ def _font_bytes(path, letters, flavor):
     font.recalcTimestamp = False
     file = io.BytesIO()
     font.save(file, reorderTables=False)
+    font.close()
     return file.getvalue()
 
 

@@ -90,3 +90,52 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
 def test_csv_keeps_names_with_commas(tmp_path):
     record.write_csv(tmp_path / "t.csv", ["a", "b"], [['x, "y"', 1]])
     assert list(csv.reader((tmp_path / "t.csv").read_text().splitlines())) == [["a", "b"], ['x, "y"', "1"]]
+
+
+def test_calibration_error_agrees_with_a_hand_count():
+    #               bin (0.5, 0.6]  (0.6, 0.7]    (0.9, 1.0]
+    confidences = [0.55, 0.60, 0.65, 0.65, 0.65, 0.95, 1.00, 0.91]
+    right = [1, 0, 1, 1, 0, 1, 1, 0]
+    scored = record.calibrate(confidences, np.array(right, dtype=bool))
+    by_hand = 2 / 8 * abs(1 / 2 - 0.575) + 3 / 8 * abs(2 / 3 - 0.65) + 3 / 8 * abs(2 / 3 - 2.86 / 3)
+    assert scored["ece"] == pytest.approx(by_hand)
+    assert [row["images"] for row in scored["bins"]] == [0, 0, 0, 0, 0, 2, 3, 0, 0, 3]
+    assert scored["bins"][0]["accuracy"] is None
+    assert scored["bins"][9]["accuracy"] == pytest.approx(2 / 3)
+    for bins in (3, 7, 10):  # an upper edge belongs to its bin, also where it is no exact number
+        edges = [i / bins for i in range(1, bins + 1)]
+        counted = record.calibrate(edges, np.ones(bins, bool), bins)["bins"]
+        assert [row["images"] for row in counted] == [1] * bins
+
+
+def test_scores_hold_the_calibration_of_their_predictions(results):
+    _, _, scored = results
+    confidences = [max(row["confidences"]) for row in scored["predictions"]]
+    right = [row["true"] == row["predicted"] for row in scored["predictions"]]
+    assert scored["calibration"]["ece"] == pytest.approx(
+        record.calibrate(confidences, right)["ece"], abs=1e-4
+    )
+    assert sum(row["images"] for row in scored["calibration"]["bins"]) == 60
+
+
+def test_worst_mistakes_come_first_and_rollouts_spread_over_the_classes():
+    predictions = [prediction("a/1", "a", "b", 0.6), prediction("a/2", "a", "a", 0.9)]
+    predictions += [prediction("b/1", "b", "a", 0.8), prediction("c/1", "c", "c", 0.7)]
+    assert [p["file"] for p in record.choose_mistakes(predictions)] == ["b/1", "a/1"]
+    assert [p["file"] for p in record.choose_mistakes(predictions, 1)] == ["b/1"]
+    chosen = record.choose_rollouts(predictions, list("abc"))
+    assert [p["file"] for p in chosen] == ["a/2", "a/1", "b/1", "c/1"]
+    names = [f"class{i:02}" for i in range(40)]
+    many = [prediction(f"{n}/{i}", n, n if i else "x", 0.5) for n in names for i in range(3)]
+    chosen = record.choose_rollouts(many, names)
+    assert [p["true"] for p in chosen] == [names[i] for i in (0, 6, 13, 20, 26, 33)]
+    assert all(p["true"] == p["predicted"] for p in chosen)
+
+
+def test_samples_are_the_first_of_each_class():
+    files = ["a/1", "a/2", "a/3", "b/1"]
+    assert record.choose_samples(files) == [
+        {"file": "a/1", "true": "a"},
+        {"file": "a/2", "true": "a"},
+        {"file": "b/1", "true": "b"},
+    ]

@@ -1,16 +1,21 @@
 """The report, read back with a PDF reader that is not ours, and the answers' Markdown."""
 
 import copy
+import io
+import itertools
 import json
 import re
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from conftest import ROOT
 from pypdf import PdfReader
 
 import report
 from recipe import InputError
-from report import answers, render, source
+from report import answers, figures, fonts, render, source
+from report.speech import spoken
 
 
 @pytest.fixture(scope="module")
@@ -281,3 +286,243 @@ def test_missing_libraries_are_one_clear_line(monkeypatch):
     with pytest.raises(InputError, match=r"system library \(libpango-1\.0-0\): .*install") as caught:
         report.check_renderer()
     assert "\n" not in str(caught.value)
+
+
+# The PDF as a document: tags, text that can be copied, the same bytes
+
+
+def elements(pdf):
+    """All elements of the structure tree, in reading order."""
+
+    def walk(node):
+        node = node.get_object() if hasattr(node, "get_object") else node
+        if isinstance(node, list):
+            for kid in node:
+                yield from walk(kid)
+        elif isinstance(node, dict):
+            if "/S" in node:
+                yield node
+            yield from walk(node.get("/K"))
+
+    return list(walk(pdf.trailer["/Root"]["/StructTreeRoot"]))
+
+
+def test_the_pdf_is_tagged_for_screen_readers(bundle, record):
+    pdf = PdfReader(bundle.pdf)
+    root = pdf.trailer["/Root"]
+    assert root["/Lang"] == "en"
+    assert root["/MarkInfo"]["/Marked"]
+    assert root["/ViewerPreferences"]["/DisplayDocTitle"]
+    assert 'pdfuaid:part="1"' in root["/Metadata"].get_object().get_data().decode()
+    tags = elements(pdf)
+    figures = [tag["/Alt"] for tag in tags if tag["/S"] == "/Figure"]
+    assert all(figures)
+    assert sum("Confusion matrix of 9 test images" in alt for alt in figures) == 1
+    assert sum("Attention rollout" in alt for alt in figures) == 1
+    assert any("softmax open parenthesis" in alt for alt in figures)
+    levels = [int(tag["/S"][2:]) for tag in tags if re.fullmatch(r"/H[1-6]", tag["/S"])]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    headers = {tag["/ID"] for tag in tags if tag["/S"] == "/TH"}
+    cells = [tag["/A"]["/Headers"] for tag in tags if tag["/S"] == "/TD"]
+    assert len(cells) > 50
+    assert all(cell and set(cell) <= headers for cell in cells)
+    links = [a.get_object() for page in pdf.pages for a in page.get("/Annots", [])]
+    assert len(links) > 50
+    assert all(link["/Contents"] for link in links)
+    assert set(pdf.metadata) >= {"/Title", "/Author", "/Subject", "/Keywords", "/CreationDate"}
+
+
+def test_code_copied_out_of_the_pdf_runs(bundle):
+    import torch
+    from einops import einsum, rearrange
+
+    # This reader widens gaps between words but keeps the indentation.
+    lines = [
+        line
+        for page in PdfReader(bundle.pdf).pages
+        for line in page.extract_text(extraction_mode="layout").splitlines()
+    ]
+    start = next(i for i, line in enumerate(lines) if re.match(r"\s*def\s+forward\(self,\s+x\):", line))
+    end = next(i for i in range(start, len(lines)) if "return" in lines[i])
+    margin = len(lines[start]) - len(lines[start].lstrip())
+    code = "\n".join(line[margin:] for line in lines[start : end + 1])
+    names = {"einsum": einsum, "rearrange": rearrange}
+    exec(code, names)
+
+    from vit import Attention
+
+    attention, x = Attention(dim=8, heads=2, dim_head=4).eval(), torch.randn(1, 5, 8)
+    assert torch.equal(names["forward"](attention, x), attention(x))
+
+
+def test_the_same_record_gives_the_same_bytes(record, bundle, monkeypatch):
+    pdf, page = report.render_report(record, bundle.run)
+    assert pdf == bundle.pdf.read_bytes()
+    assert page == (bundle.run / "report.html").read_text(encoding="utf-8")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert render.document_date(record) == "2023-11-14T22:13:20+00:00"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "soon")
+    with pytest.raises(InputError, match="SOURCE_DATE_EPOCH='soon' is no number"):
+        render.document_date(record)
+
+
+def test_the_renderer_has_nothing_to_complain_about(record, bundle, caplog, recwarn):
+    changed = copy.deepcopy(record)
+    changed["student"]["name"] = "陳美玲"
+    report.render_report(changed, bundle.run)
+    assert [entry.getMessage() for entry in caplog.records if entry.levelname != "DEBUG"] == []
+    assert [str(w.message) for w in recwarn if "ziamath" not in str(w.filename)] == []
+
+
+def test_the_report_is_small(bundle):
+    assert bundle.pdf.stat().st_size < 3e6
+
+
+# Numbers and references
+
+
+def test_figures_tables_and_sections_are_numbered_in_order_and_linked(bundle):
+    page = (bundle.run / "report.html").read_text(encoding="utf-8")
+    for kind in ("Figure", "Table"):
+        numbers = re.findall(rf'<b class="label">{kind} (\d+)\.</b>', page)
+        assert numbers == [str(i + 1) for i in range(len(numbers))]
+        assert len(numbers) >= 3
+    ids = re.findall(r' id="([\w-]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'<a [^>]*href="#([\w-]+)"', page)) <= set(ids)
+    assert 'href="#eq-1">equation 1</a>' in page
+    assert 'href="#ref-vit">[1]</a>' in page
+
+
+def test_a_reference_to_nothing_is_refused_and_a_lost_equation_becomes_text():
+    page = '<b data-label="Figure b"></b><a href="#b"></a><a href="#eq-4"></a>'
+    numbered = render.number(page, {})
+    assert numbered == '<b class="label">Figure 1.</b><a href="#b">Figure 1</a>equation 4'
+    with pytest.raises(InputError, match="refers to #c; there are #b"):
+        render.number(page + '<a href="#c"></a>', {})
+
+
+def test_every_rubric_point_names_its_page(bundle):
+    pdf = PdfReader(bundle.pdf)
+    first = flat(pdf.pages[0].extract_text())
+    pages = [flat(page.extract_text()) for page in pdf.pages]
+    for row, sign in {
+        "Question 6": "Question 6. Briefly",
+        "Question 7": "Question 7. Describe",
+        "Question 9": "Question 9. Report",
+        "Question 10d": "Question 10d. How",
+    }.items():
+        number = int(re.findall(rf"{row} (\d+)\b", first)[-1])
+        assert sign in pages[number - 1]
+
+
+def test_every_hyperparameter_of_the_record_is_listed(record):
+    values = dict(record["recipe"]["values"], brand_new=0.5)
+    columns = render.setting_columns(values)
+    listed = {name: value for column in columns for _, rows in column for name, value in rows}
+    assert list(sorted(listed)) == sorted(values)
+    assert (listed["brand_new"], listed["transpose"]) == ("0.5", "no")
+    headings = [heading for column in columns for heading, _ in column]
+    assert {"Model", "Images", "Optimisation", "Others"} <= set(headings)
+
+
+# Letters of all scripts
+
+
+@pytest.mark.parametrize(
+    ("text", "family"),
+    [
+        ("陳美玲 龜裂", "Noto Serif CJK TC"),  # traditional
+        ("轧制氧化皮", "Noto Serif CJK TC"),  # simplified
+        ("ひび割れ カタカナ", "Noto Serif CJK TC"),
+        ("균열", "Noto Serif CJK TC"),
+        ("царапины", "STIX Two Text Cyrillic"),
+        ("خدوش", "Noto Naskh Arabic"),
+        ("Nguyễn Thị", "STIX Two Text Vietnamese"),
+        ("Łukasz Škoda", "STIX Two Text Extended"),
+    ],
+)
+def test_letters_of_many_scripts_have_a_font_of_ours(text, family):
+    chosen, missing = fonts.choose_families(text)
+    assert family in [name for name, _ in chosen]
+    assert missing == set()
+    assert f'font-family: "{family}"' in fonts.font_css(text)
+
+
+def test_letters_that_no_font_has_are_named():
+    assert fonts.missing_letters("Lin 美 \U00013000\U00012000") == "\U00012000\U00013000"
+
+
+def test_chinese_names_stand_in_the_pdf_as_text(record, bundle):
+    changed = copy.deepcopy(record)
+    changed["student"]["name"] = "陳美玲"
+    pdf, _ = report.render_report(changed, bundle.run)
+    pdf = PdfReader(io.BytesIO(pdf))
+    assert "陳美玲" in pdf.pages[0].extract_text()
+    assert pdf.metadata.author == "陳美玲"
+    used = {
+        str(font.get_object()["/BaseFont"])
+        for page in pdf.pages
+        for font in page["/Resources"]["/Font"].values()
+    }
+    assert any("Noto-Serif-CJK" in name for name in used), used
+
+
+# Formulas in words
+
+
+@pytest.mark.parametrize(
+    ("latex", "words"),
+    [
+        (r"\frac{a}{b^2}", "fraction a over b squared end fraction"),
+        (r"\mathbf{E}_{pos}", "bold E sub pos"),
+        (r"\mathrm{softmax}(x)", "softmax open parenthesis x close parenthesis"),
+        (r"\sqrt{D_h}", "square root of D sub h end root"),
+        (r"k^\top", "k transpose"),
+        (r"\alpha \in \mathbb{R}^n", "alpha in blackboard R superscript n"),
+        (r"N = HW/P^2", "N equals H W over P squared"),
+    ],
+)
+def test_formulas_are_spoken(latex, words):
+    assert spoken(latex) == words
+
+
+# Figures
+
+
+NAMES = ["crazing", "夾雜物_non-metallic_inclusion_type_B", "$x$", "scratches_longitudinal_from_the_mill"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 12, 40])
+def test_figures_of_any_number_of_classes_keep_their_letters_inside_and_at_least_7_points(count):
+    names = [f"{NAMES[i % 4]}{i}" for i in range(count)]
+    matrix = np.diag([30] * count)
+    matrix[0, -1] = 12
+    figures.use_report_type("".join(names))
+    drawn = [
+        figures.draw_confusion_matrix(matrix, names),
+        figures.draw_counts({side: dict.fromkeys(names, 20) for side in ("train", "test")}),
+    ]
+    for figure in drawn:
+        figure.canvas.draw()
+        width, height = figure.get_size_inches() * figure.dpi
+        assert width <= figures.WIDTH * figure.dpi + 1
+        assert height <= 9.3 * figure.dpi
+        for text in figure.findobj(plt.Text):
+            if text.get_text() and text.get_visible():
+                box = text.get_window_extent()
+                assert text.get_fontsize() >= 7
+                assert box.x0 >= -1, text
+                assert box.y0 >= -1, text
+                assert box.x1 <= width + 1, text
+                assert box.y1 <= height + 1, text
+        plt.close(figure)
+
+
+def test_the_page_for_the_screen_needs_no_other_file(bundle):
+    page = (bundle.run / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+    assert not re.search(r"url\((?!\"data:)", page)
+    assert "prefers-color-scheme: dark" in page
+    assert "<script" not in page
