@@ -566,8 +566,10 @@ def _write_figures(folder, record, run):
     import matplotlib
     from matplotlib import pyplot
 
+    # matplotlib can't embed the CFF font for Chinese as Type 42, which keeps text selectable.
+    kind = 3 if any(letter > "\u2e7f" for letter in render._record_text(record)) else 42
     for name, figure in render.draw_figures(record, run).items():
-        with matplotlib.rc_context({"pdf.fonttype": 42}):
+        with matplotlib.rc_context({"pdf.fonttype": kind}):
             figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
         pyplot.close(figure)
     pictures = {}
@@ -619,7 +621,9 @@ def _compile(folder, name, date):
     if not shutil.which("latexmk"):
         return "latexmk is not installed: the .tex was not compiled"
     kept = {path.name for path in folder.iterdir()}
+    cache = tempfile.TemporaryDirectory(prefix="report-fonts-")
     environment = os.environ | {
+        "TEXMFCACHE": cache.name,  # two compilers at once would rewrite each other's fonts
         # TeX may read and write below this folder only.
         "openin_any": "p",
         "openout_any": "p",
@@ -638,6 +642,8 @@ def _compile(folder, name, date):
         failed = process.returncode != 0
     except subprocess.TimeoutExpired:
         failed = True
+    finally:
+        cache.cleanup()
     log = folder / f"{name}.log"
     said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     if not failed:
@@ -666,7 +672,7 @@ def write_latex(record, run, folder, answers_folder=None):
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         name = _fill(new, record, run, answers_folder)
-        message = _compile(new, name, record["date"])
+        message = _compile(new, name, render.document_date(record))
         new.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))

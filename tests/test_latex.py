@@ -349,7 +349,10 @@ def test_it_compiles_without_a_warning_that_matters(record, bundle, tmp_path):
     folder = tmp_path / "latex"
     source(changed, bundle, folder)
     # As a user does who has copied the folder elsewhere.
-    process = subprocess.run(["latexmk"], cwd=folder, capture_output=True, text=True, timeout=240)
+    environment = os.environ | {"TEXMFCACHE": str(tmp_path)}
+    process = subprocess.run(
+        ["latexmk"], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
     assert process.returncode == 0, process.stdout[-3000:]
     log = (folder / "0812345_Lab8_Homework.log").read_text(encoding="utf-8", errors="replace")
     for warning in ("Overfull", "Warning", "undefined", "multiply", "Missing character", "\n!"):
