@@ -450,6 +450,12 @@ def test_letters_of_many_scripts_have_a_font_of_ours(text, family):
     assert f'font-family: "{family}"' in fonts.font_css(text)
 
 
+def test_words_are_broken_with_a_hyphen_that_fits_whatever_other_script_is_there():
+    css = fonts.font_css("خدوش")
+    families = re.search("--text: ([^;]+);", css)[1]
+    assert families.index("STIX Two Math") < families.index("Noto Naskh Arabic")
+
+
 def test_letters_that_no_font_has_are_named():
     assert fonts.missing_letters("Lin 美 \U00013000\U00012000") == "\U00012000\U00013000"
 
