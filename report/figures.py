@@ -167,15 +167,15 @@ def draw_history(history, baseline):
 
 
 def draw_confusion_matrix(matrix, class_names):
-    """Counts, true classes in rows; the shade is the share of the row."""
+    """Counts, true classes in rows; the shade is the share of the row. Long names lose their middle."""
     matrix = np.asarray(matrix)
     n = len(class_names)
     size = 9 if n <= 10 else 8 if n <= 20 else 7
     cell = max(0.145, min(0.36, 4.6 / n))  # inches: a number of two digits fits
-    labels = [_short(name, 24) for name in class_names]
-    longest = max(map(_wide, labels))
+    labels = [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in class_names]
+    longest = max(map(len, labels))
     margin = longest * 0.052 * size / 8 + 0.55
-    width = min(WIDTH, n * cell + margin + 0.35)
+    width = min(6.5, n * cell + margin + 0.35)
     height = n * cell + 0.72 * margin + 0.35
     figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)

@@ -108,6 +108,7 @@ def _font_bytes(path, letters, flavor):
 
 def font_css(text):
     """@font-face rules with the fonts in them, and the variables --text and --mono."""
+    text += "\u2010"  # the hyphen that WeasyPrint breaks words with
     letters = frozenset(_letters(text))
     chosen, _ = choose_families(text)
     rules = []

@@ -368,10 +368,18 @@ def test_the_same_record_gives_the_same_bytes(record, bundle, monkeypatch):
         render.document_date(record)
 
 
-def test_the_renderer_has_nothing_to_complain_about(record, bundle, caplog, recwarn):
+def test_chinese_names_stand_in_the_pdf_as_text_and_nothing_warns(record, bundle, caplog, recwarn):
     changed = copy.deepcopy(record)
     changed["student"]["name"] = "陳美玲"
-    report.render_report(changed, bundle.run)
+    pdf = PdfReader(io.BytesIO(report.render_report(changed, bundle.run)[0]))
+    assert "陳美玲" in pdf.pages[0].extract_text()
+    assert pdf.metadata.author == "陳美玲"
+    used = {
+        str(font.get_object()["/BaseFont"])
+        for page in pdf.pages
+        for font in page["/Resources"]["/Font"].values()
+    }
+    assert any("Noto-Serif-CJK" in name for name in used), used
     assert [entry.getMessage() for entry in caplog.records if entry.levelname != "DEBUG"] == []
     assert [str(w.message) for w in recwarn if "ziamath" not in str(w.filename)] == []
 
@@ -451,23 +459,14 @@ def test_letters_of_many_scripts_have_a_font_of_ours(text, family):
     assert f'font-family: "{family}"' in fonts.font_css(text)
 
 
+def test_words_are_broken_with_a_hyphen_that_fits_whatever_other_script_is_there():
+    css = fonts.font_css("خدوش")
+    families = re.search("--text: ([^;]+);", css)[1]
+    assert families.index("STIX Two Math") < families.index("Noto Naskh Arabic")
+
+
 def test_letters_that_no_font_has_are_named():
     assert fonts.missing_letters("Lin 美 \U00013000\U00012000") == "\U00012000\U00013000"
-
-
-def test_chinese_names_stand_in_the_pdf_as_text(record, bundle):
-    changed = copy.deepcopy(record)
-    changed["student"]["name"] = "陳美玲"
-    pdf, _ = report.render_report(changed, bundle.run)
-    pdf = PdfReader(io.BytesIO(pdf))
-    assert "陳美玲" in pdf.pages[0].extract_text()
-    assert pdf.metadata.author == "陳美玲"
-    used = {
-        str(font.get_object()["/BaseFont"])
-        for page in pdf.pages
-        for font in page["/Resources"]["/Font"].values()
-    }
-    assert any("Noto-Serif-CJK" in name for name in used), used
 
 
 # Formulas in words
