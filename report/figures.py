@@ -18,6 +18,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import font_manager
+from matplotlib.ticker import MaxNLocator
 
 from report import fonts
 
@@ -160,19 +161,21 @@ def draw_history(history, baseline):
         fontsize=8,
     )
     right.set(title="Accuracy (%)", xlabel="epoch", ylim=(0, 102))
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return figure
 
 
 def draw_confusion_matrix(matrix, class_names):
-    """Counts, true classes in rows; the shade is the share of the row."""
+    """Counts, true classes in rows; the shade is the share of the row. Long names lose their middle."""
     matrix = np.asarray(matrix)
     n = len(class_names)
     size = 9 if n <= 10 else 8 if n <= 20 else 7
     cell = max(0.145, min(0.36, 4.6 / n))  # inches: a number of two digits fits
-    labels = [_short(name, 24) for name in class_names]
-    longest = max(map(_wide, labels))
+    labels = [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in class_names]
+    longest = max(map(len, labels))
     margin = longest * 0.052 * size / 8 + 0.55
-    width = min(WIDTH, n * cell + margin + 0.35)
+    width = min(6.5, n * cell + margin + 0.35)
     height = n * cell + 0.72 * margin + 0.35
     figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -198,7 +201,7 @@ def draw_confusion_matrix(matrix, class_names):
 def draw_calibration(calibration):
     """Reliability diagram: accuracy by confidence, and how many images each bin holds."""
     bins = [row for row in calibration["bins"] if row["images"]]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.45), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6), layout="constrained")
     width = 1 / len(calibration["bins"])
     places = [row["low"] + width / 2 for row in bins]
     left.bar(places, [row["accuracy"] for row in bins], width=0.92 * width, color=BLUE, label="accuracy")
@@ -208,7 +211,7 @@ def draw_calibration(calibration):
         marker="o", markersize=4.5, color="white", markeredgecolor="black", label="mean confidence",
     )  # fmt: skip
     left.set(title="Reliability", xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-    left.legend(frameon=False, loc="upper left")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     bars = right.bar(places, [row["images"] for row in bins], width=0.92 * width, color="0.6")
     right.bar_label(bars, fontsize=SMALL, padding=1.5)
     right.set(title="Images", xlabel="confidence", xlim=(0, 1))
