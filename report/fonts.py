@@ -15,6 +15,8 @@ from report.source import ROOT
 
 FOLDER = ROOT / "templates" / "fonts"
 MONO, TERMINAL = "Source Code Pro", "DejaVu Sans Mono"
+# Names of our own, where we have no bold: a system that has the same font would put its bold in.
+SIGNS, ARABIC, CJK = "Report Signs", "Report Arabic", "Report CJK"
 
 
 def _shipped(family, stem, *styles):
@@ -40,10 +42,10 @@ def _families():
         _shipped("STIX Two Text Greek", "stix-two-text-greek", *upright),
         _shipped("STIX Two Text Cyrillic", "stix-two-text-cyrillic", *upright),
         ("STIX Two Math", [(400, "normal", maths)]),
-        _shipped("Noto Naskh Arabic", "noto-naskh-arabic-arabic", (400, "normal")),
+        _shipped(ARABIC, "noto-naskh-arabic-arabic", (400, "normal")),
         (TERMINAL, [(400, "normal", plots / "DejaVuSansMono.ttf")]),
-        ("DejaVu Sans", [(400, "normal", plots / "DejaVuSans.ttf")]),
-        _shipped("Noto Serif CJK TC", "noto-serif-cjk", (400, "normal")),
+        (SIGNS, [(400, "normal", plots / "DejaVuSans.ttf")]),
+        _shipped(CJK, "noto-serif-cjk", (400, "normal")),
     ]
     return always, needed
 
@@ -70,9 +72,10 @@ def choose_families(text):
     chosen = list(always)
     for family, files in needed:
         found = left & _covers(files[0][2]) if left else set()
-        # The terminal face also draws the lines of the model summary, in step with the mono's letters.
-        if found:
+        # Always there: the terminal's face, for the lines of the model summary, and ticks and crosses.
+        if found or family in (TERMINAL, SIGNS):
             chosen.append((family, files))
+        if family != TERMINAL:  # it sets no text
             left = left - found
     return chosen, left
 
@@ -136,7 +139,7 @@ def write_fonts(text, folder):
     written = []
     for family, files in choose_families(text)[0]:
         for _weight, _style, path in files:
-            if family in (MONO, TERMINAL, "DejaVu Sans"):  # matplotlib has the last
+            if family in (MONO, TERMINAL, SIGNS):  # matplotlib has the last
                 continue
             font = TTFont(io.BytesIO(_font_bytes(path, letters, None)))
             for name in font["name"].names:  # the slices of one family must not pass for each other

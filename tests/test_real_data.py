@@ -53,7 +53,8 @@ def test_24_examples_and_the_accuracy_are_in_the_pdf(neu):
     record = json.loads((neu.run / "record.json").read_text())
     assert len(record["examples"]) == 24
     text = " ".join(page.extract_text() for page in PdfReader(neu.pdf).pages)
-    assert len(re.findall(r"true: [\w-]+\s+predicted: [\w-]+\s+confidence", text)) == 24
+    shown = re.findall(r"true: [\w-]+\s+predicted: [\w-]+\s+confidence", text)
+    assert len(shown) == 24 + len(record["mistakes"]) == 32
     assert f"{record['results']['correct']} of 540" in text
 
 
