@@ -99,7 +99,7 @@ def _font_bytes(path, letters, flavor):
     font = subset.load_font(path, options)
     if path.stat().st_size >= 60_000:
         subsetter = subset.Subsetter(options)
-        subsetter.populate(unicodes=letters)
+        subsetter.populate(unicodes={*letters, 0x20, 0xA0})
         subsetter.subset(font)
     font.flavor = flavor
     font.recalcTimestamp = False
