@@ -248,7 +248,7 @@ def train_and_report(args, student_id, recipe, screen):
 
         with screen.stage("Training"), open(run / "training.log", "w", encoding="utf-8") as log:
             loaders = data.make_loaders(images, recipe, device)
-            expected = train.estimate_seconds(model, loaders[0], recipe, precision)
+            expected = train.estimate_seconds(model, *loaders, recipe, precision)
             screen.say(f"{recipe.epochs} epochs, about {clock(expected)} here")
             if expected > LONG:
                 screen.say(

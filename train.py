@@ -9,6 +9,7 @@ import copy
 import math
 import time
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -233,25 +234,27 @@ def evaluate(model, data_loader, loss_history, *, precision="fp32", log=print, *
     return loss, correct, logits
 
 
-def estimate_seconds(model, train_loader, recipe, precision):
-    """How long `fit` will take for the training images, from two trial steps on a copy of the model."""
+def estimate_seconds(model, train_loader, test_loader, recipe, precision):
+    """How long `fit` will take, from two trial steps on copies of the model and of the loader."""
     device = next(model.parameters()).device
-    count = min(recipe.batch_size, len(train_loader.dataset))
-    images = torch.zeros(count, *model.image_shape, device=device)
-    labels = torch.zeros(count, dtype=torch.long, device=device)
-    trial = copy.deepcopy(model)
-    optimizer = make_optimizer(trial, recipe)
+    trial, batches = copy.deepcopy(model), copy.copy(train_loader)
+    batches.generator, batches.rng = torch.Generator(device).manual_seed(0), np.random.default_rng(0)
+    optimizer, batches = make_optimizer(trial, recipe), iter(batches)
     with torch.random.fork_rng():  # dropout draws from it: training starts as if nothing had been
         for _ in range(2):  # the first is slower than all others
             start = time.perf_counter()
+            images, target = next(batches, (None, None))
+            if images is None:  # there is one batch only
+                break
             with autocast(device, precision):
                 output = trial(images).float()
-            F.cross_entropy(output, labels).backward()
+            F.cross_entropy(output, target).backward()
             optimizer.step()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            seconds = time.perf_counter() - start
-    return seconds * len(train_loader) * recipe.epochs
+            seconds = (time.perf_counter() - start) / len(images)
+    # Scoring an image takes the forward pass alone, about a third of a step.
+    return seconds * (len(train_loader.dataset) + len(test_loader.dataset) / 3) * recipe.epochs
 
 
 def fit(model, train_loader, test_loader, recipe, *, precision="fp32", log=print, tick=lambda: None):

@@ -122,13 +122,16 @@ def test_train_epoch_keeps_the_templates_leading_arguments(images):
 def test_the_estimate_is_the_time_of_a_step_for_all_steps_and_changes_nothing(images, monkeypatch):
     recipe = tiny(dropout=0.1, epochs=12)
     model = train.make_model(recipe, 3)
-    loader, _ = data.make_loaders(images, recipe, CPU)
+    loaders = data.make_loaders(images, recipe, CPU)
+    undisturbed = next(iter(data.make_loaders(images, recipe, CPU)[0]))
     before = {name: p.clone() for name, p in model.state_dict().items()}
     draw = torch.random.get_rng_state()
     clock = iter([0.0, 5.0, 10.0, 10.5])  # the first step, slow, and the second
     monkeypatch.setattr(train.time, "perf_counter", lambda: next(clock))
-    expected = train.estimate_seconds(model, loader, recipe, "fp32")
-    assert expected == pytest.approx(0.5 * 6 * 12)  # 42 images in batches of 8, 12 epochs
+    expected = train.estimate_seconds(model, *loaders, recipe, "fp32")
+    # A step of 8 images took 0.5 s; 42 training images and a third of the cost for 18 test images, 12 epochs
+    assert expected == pytest.approx(0.5 / 8 * (42 + 18 / 3) * 12)
+    assert all(torch.equal(a, b) for a, b in zip(next(iter(loaders[0])), undisturbed))
     assert torch.equal(torch.random.get_rng_state(), draw)
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
