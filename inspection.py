@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+import data
+import record as rec
 from vit import Attention
 
 MAX_POSITIONS = 8  # at most so many positions a side have their similarity map drawn
@@ -106,3 +108,30 @@ def inspect(model, pixels, inputs, recipe):
         "filters": filters.astype(np.float32),
         "filter_shares": shares.astype(np.float32),
     }
+
+
+def look_into(model, images, predictions, recipe, run):
+    """Pictures and arrays that the report shows, written to the run folder: the record's part of them."""
+    shown = {
+        "examples": rec.choose_examples(predictions, images.classes),
+        "mistakes": rec.choose_mistakes(predictions),
+        "train_samples": rec.choose_samples(images.train.files),
+        "test_samples": rec.choose_samples(images.test.files),
+    }
+    side = rec.picture_side(sum(map(len, shown.values())))
+    for kind, entries in shown.items():
+        (run / kind).mkdir()
+        split = "train" if kind == "train_samples" else "test"
+        for number, entry in enumerate(entries, 1):
+            entry["picture"] = f"{kind}/{number:03}.jpg"
+            file = run / "dataset_split" / split / entry["file"]
+            data.save_thumbnail(file, run / entry["picture"], recipe.channels, side)
+
+    rollouts = rec.choose_rollouts(predictions, images.classes)
+    index = torch.tensor([images.test.files.index(entry["file"]) for entry in rollouts])
+    pixels = images.test.images[index]
+    device = next(model.parameters()).device
+    inputs = data.normalize(pixels.to(device).float() / 255, recipe.standardize)
+    arrays = inspect(model, pixels, inputs, recipe)
+    np.savez(run / "inspection.npz", **arrays)
+    return shown | {"rollouts": rollouts, "arrays": "inspection.npz"}

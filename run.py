@@ -144,7 +144,8 @@ def report_only(args, student_id, screen):
             raise InputError(f"there is no {path}: run once without --report-only") from None
         except ValueError as error:
             raise InputError(f"{path} is damaged ({error}): run again with --force") from None
-        if record.get("schema") != SCHEMA:
+        known = {f.name for f in dataclasses.fields(Recipe)}
+        if record.get("schema") != SCHEMA or set(record["recipe"]["values"]) != known:
             raise InputError(f"{path} was written by another version: run again with --force")
         if args.name:
             record["student"]["name"] = args.name
@@ -154,40 +155,6 @@ def report_only(args, student_id, screen):
         write_record(path, record)
         latex = draw_latex(args, record, folder / "run", folder / "latex")
     return [folder / pdf, *latex], record
-
-
-def look_into(model, images, predictions, recipe, run):
-    """Pictures and arrays that the report shows, written to the run folder: the record's part of them."""
-    import numpy as np
-    import torch
-
-    import data
-    import inspection
-    import record as rec
-
-    shown = {
-        "examples": rec.choose_examples(predictions, images.classes),
-        "mistakes": rec.choose_mistakes(predictions),
-        "train_samples": rec.choose_samples(images.train.files),
-        "test_samples": rec.choose_samples(images.test.files),
-    }
-    side = rec.picture_side(sum(map(len, shown.values())))
-    for kind, entries in shown.items():
-        (run / kind).mkdir()
-        split = "train" if kind == "train_samples" else "test"
-        for number, entry in enumerate(entries, 1):
-            entry["picture"] = f"{kind}/{number:03}.jpg"
-            file = run / "dataset_split" / split / entry["file"]
-            data.save_thumbnail(file, run / entry["picture"], recipe.channels, side)
-
-    rollouts = rec.choose_rollouts(predictions, images.classes)
-    index = torch.tensor([images.test.files.index(entry["file"]) for entry in rollouts])
-    pixels = images.test.images[index]
-    device = next(model.parameters()).device
-    inputs = data.normalize(pixels.to(device).float() / 255, recipe.standardize)
-    arrays = inspection.inspect(model, pixels, inputs, recipe)
-    np.savez(run / "inspection.npz", **arrays)
-    return shown | {"rollouts": rollouts, "arrays": "inspection.npz"}
 
 
 def train_and_report(args, student_id, recipe, screen):
@@ -207,6 +174,7 @@ def train_and_report(args, student_id, recipe, screen):
         import torch
 
         import data
+        import inspection
         import record as rec
         import train
 
@@ -277,7 +245,7 @@ def train_and_report(args, student_id, recipe, screen):
             logits, labels = train.predict(model, loaders[1], **train.test_views(recipe))
             results = rec.score(logits.cpu().numpy(), labels.cpu().numpy(), images.classes, images.test.files)
             screen.say(f"test loss {results['loss']:.4f}, {results['correct']} of {results['total']} right")
-            shown = look_into(model, images, results["predictions"], recipe, run)
+            shown = inspection.look_into(model, images, results["predictions"], recipe, run)
 
         record = {
             "schema": rec.SCHEMA,

@@ -134,6 +134,11 @@ def test_report_only_draws_the_pdf_again_without_training(bundle, tmp_path, caps
     digest = hashlib.sha256(pdf.read_bytes()).hexdigest()
     record = json.loads((outputs / "0812345" / "run" / "record.json").read_text())
     assert record["files"][pdf.name] == digest
+    (outputs / "0812345" / "run" / "record.json").write_text(
+        json.dumps(record | {"recipe": {"name": "old", "values": {"epochs": 3}}})
+    )
+    args = ["--student-id", "0812345", "--report-only", "--output-dir", outputs]
+    assert "another version" in refused(capsys, *args)
     record["schema"] = 99
     (outputs / "0812345" / "run" / "record.json").write_text(json.dumps(record))
     args = ["--student-id", "0812345", "--report-only", "--output-dir", outputs]
