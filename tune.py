@@ -158,8 +158,6 @@ def main(argv=None):
 
 def compare(args, recipes):
     """Run all trials and print them, fewest validation errors first."""
-    import torch
-
     from record import describe_machine
     from train import choose_device
 
@@ -176,7 +174,6 @@ def compare(args, recipes):
         for name, recipe in recipes.items()
     }
     totals = {name: [] for name in recipes}
-    torch.set_num_threads(1)
     for key, row, done, of in run_all(work, args.jobs, args.output, about):
         totals[key.rpartition(" | ")[0]].append(row)
         result = row.get("failed") or f"{row['errors']}/{row['images']} wrong, loss {row['loss']:.3f}"
