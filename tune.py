@@ -99,8 +99,9 @@ def run_all(work, jobs, path, about):
 
     record = json.loads(path.read_text()) if path.is_file() else about | {"rows": {}}
     rows, todo = record["rows"], {key: call for key, call in work.items() if key not in record["rows"]}
+    done = len(work) - len(todo)
     for key in work.keys() - todo.keys():
-        yield key, rows[key], len(rows), len(work)
+        yield key, rows[key], done, len(work)
     # Fresh processes: a copy of this one would inherit PyTorch's threads as they stand, and hang.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(function, *args): key for key, (function, args) in todo.items()}
@@ -108,7 +109,8 @@ def run_all(work, jobs, path, about):
             key = futures[future]
             rows[key] = future.result() | {"date": datetime.datetime.now().isoformat(timespec="seconds")}
             write_record(path, record)
-            yield key, rows[key], len(rows), len(work)
+            done += 1
+            yield key, rows[key], done, len(work)
 
 
 def _trial(source, recipe, fold, folds, seed, threads):

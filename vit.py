@@ -6,6 +6,8 @@ ICLR 2021, https://arxiv.org/abs/2010.11929. Equation numbers below are that pap
 Shapes in comments: b images, n tokens, d = dim (token width), h heads, k = dim_head.
 """
 
+import math
+
 import torch
 from einops import einsum, rearrange, repeat
 from einops.layers.torch import Rearrange
@@ -15,6 +17,18 @@ from torch import nn
 def pair(t):
     """(t, t), unless t is a tuple already: one number means a square."""
     return t if isinstance(t, tuple) else (t, t)
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, except that on a CPU one random number serves four elements: a third of the time."""
+
+    def forward(self, x):
+        if not self.training or not self.p or x.device.type != "cpu":
+            return super().forward(x)
+        bits = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64).random_(-(2**63), None)
+        # As whole numbers of 16 bits, a share p of them lies below this one.
+        kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(self.p * 2**16) - 2**15
+        return x * kept.to(x.dtype).div_(1 - self.p)
 
 
 class PreNorm(nn.Module):
@@ -37,9 +51,9 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(
             nn.Linear(dim, hidden_dim),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden_dim, dim),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
     def forward(self, x):
@@ -57,12 +71,12 @@ class Attention(nn.Module):
         self.heads = heads
         self.scale = dim_head**-0.5
         self.attend = nn.Softmax(dim=-1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.to_qkv = nn.Linear(dim, inner_dim * 3, bias=False)
         self.to_out = (
             nn.Identity()
             if one_head_of_full_width
-            else nn.Sequential(nn.Linear(inner_dim, dim), nn.Dropout(dropout))
+            else nn.Sequential(nn.Linear(inner_dim, dim), Dropout(dropout))
         )
 
     def forward(self, x):
@@ -145,7 +159,7 @@ class ViT(nn.Module):
         )
         self.pos_embedding = nn.Parameter(0.02 * torch.randn(1, num_patches + 1, dim))
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
-        self.dropout = nn.Dropout(emb_dropout)
+        self.dropout = Dropout(emb_dropout)
         self.transformer = Transformer(dim, depth, heads, dim_head, mlp_dim, dropout)
         self.to_latent = nn.Identity()
         self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 from vit_pytorch import ViT as PublicViT
 
-from vit import ViT
+from vit import Dropout, ViT
 
 TEMPLATE = dict(image_size=28, patch_size=4, num_classes=6, channels=1, dim=64, depth=6, heads=4, mlp_dim=128)
 
@@ -188,11 +188,36 @@ def test_batches_of_another_shape_are_refused(shape):
         ViT(**TEMPLATE)(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_leaves_out_a_share_at_random_and_scales_the_rest(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(37, 1001, dtype=dtype).requires_grad_()
+    dropped = Dropout(0.1)(x)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], (x / 0.9)[kept], rtol=0.01, atol=0)
+
+    def within_four_deviations(share, expected):
+        return abs(share - expected) < 4 * (expected * (1 - expected) / x.numel()) ** 0.5
+
+    left_out = ~kept.flatten()
+    assert within_four_deviations(left_out.float().mean(), 0.1)
+    for step in (1, 2, 3, 4):  # neighbours are independent, those out of one random number too
+        assert within_four_deviations((left_out[step:] & left_out[:-step]).float().mean(), 0.1**2)
+    (gradient,) = torch.autograd.grad(dropped.sum(), x)
+    assert torch.equal(gradient != 0, kept)
+
+
+def test_dropout_does_nothing_when_evaluating_or_at_zero():
+    x = torch.randn(5, 7)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+
+
 def test_no_prebuilt_transformer_is_used():
     tree = ast.parse((ROOT / "vit.py").read_text())
     imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
     modules = {getattr(n, "module", None) or n.names[0].name for n in imports}
-    assert modules == {"torch", "einops", "einops.layers.torch"}
+    assert modules == {"math", "torch", "einops", "einops.layers.torch"}
     attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     prebuilt = ("Transformer", "MultiheadAttention", "scaled_dot_product_attention")
     assert not [name for name in attributes if name.startswith(prebuilt)]
