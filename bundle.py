@@ -1,13 +1,16 @@
 """The output folder: the three files of a bundle appear in it together, or not at all."""
 
 import contextlib
+import io
 import re
 import shutil
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 from recipe import InputError
+from record import write_whole
 
 
 def check_student_id(text):
@@ -23,6 +26,22 @@ def check_student_id(text):
 def bundle_names(student_id):
     """The file names that the assignment asks for: report, code, weights."""
     return [f"{student_id}_Lab8_Homework.{kind}" for kind in ("pdf", "py", "pth")]
+
+
+def zip_bundle(folder, student_id, wanted):
+    """The three files as one zip to upload, if wanted or if there is an older one. -> [its path] or []
+
+    The same files give the same bytes.
+    """
+    path = folder / f"{student_id}_Lab8_Homework.zip"
+    if not wanted and not path.exists():
+        return []
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in bundle_names(student_id):
+            archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes(), zipfile.ZIP_DEFLATED)
+    write_whole(path, content.getvalue())
+    return [path]
 
 
 def check_output(folder, student_id, force):
@@ -80,7 +99,7 @@ def _publish(new, folder, student_id):
     if not folder.exists():
         new.rename(folder)
         return
-    ours = {"run", "latex", *bundle_names(student_id)}
+    ours = {"run", "latex", f"{student_id}_Lab8_Homework.zip", *bundle_names(student_id)}
     for path in folder.iterdir():
         if path.name not in ours:
             path.rename(new / path.name)

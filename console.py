@@ -3,6 +3,7 @@
 import contextlib
 import time
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -14,6 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 
 def clock(seconds):
@@ -33,6 +35,13 @@ class Screen:
 
     def say(self, text, style=None):
         self.console.print(f"      {escape(text)}", style=style, soft_wrap=True)
+
+    def table(self, header, rows):
+        """A table of text cells."""
+        table = Table(*header, box=box.SIMPLE)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        self.console.print(table)
 
     @contextlib.contextmanager
     def stage(self, name):

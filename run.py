@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from bundle import bundle_names, check_output, check_student_id, staged
+from bundle import bundle_names, check_output, check_student_id, staged, zip_bundle
 from recipe import InputError, Recipe, load_recipe, named_recipes, parse_setting
 
 LONG = 600  # seconds of training that a person is warned of
@@ -26,6 +26,8 @@ examples:
   python run.py --student-id 0812345 --name "Lin Mei" --set epochs=120 --set learning_rate=5e-4
   python run.py --student-id 0812345 --answers my_answers --report-only
                                                             new words, same measurements
+  python run.py --verify outputs/0812345                    does the bundle hold what its PDF states?
+  python run.py --verify handed_in --data dataset.zip       a folder (or zip) of many bundles
 
 hyperparameters for --set (defaults of the recipe `default`):
 """
@@ -44,7 +46,7 @@ def parse_args(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--student-id", required=True, metavar="ID", help="names the three files")
+    parser.add_argument("--student-id", metavar="ID", help="names the three files")
     parser.add_argument("--name", metavar="NAME", help="your name, for the title block")
     parser.add_argument(
         "--data",
@@ -95,9 +97,25 @@ def parse_args(argv=None):
         action="store_true",
         help="also write the report as LaTeX to outputs/<id>/latex/, compiled if latexmk is installed",
     )
+    parser.add_argument(
+        "--zip", action="store_true", help="also put the three files into <id>_Lab8_Homework.zip, to upload"
+    )
+    parser.add_argument(
+        "--verify",
+        metavar="PATH",
+        type=Path,
+        help="check finished bundles, do nothing else: a bundle's folder, a folder of many, or a zip; their "
+        "code runs apart, without network, and the images are --data or else the bundle's own",
+    )
+    parser.add_argument(
+        "--no-verify", action="store_true", help="do not check the new bundle at the end (saves seconds)"
+    )
     parser.add_argument("--force", action="store_true", help="replace a finished bundle of this id")
     parser.add_argument("--quiet", action="store_true", help="print nothing but the paths and errors")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.verify is None and args.student_id is None:
+        parser.error("--student-id ID is needed")
+    return args
 
 
 def draw_report(record, pdf, run, answers, screen):
@@ -282,23 +300,36 @@ def train_and_report(args, student_id, recipe, screen):
 
 
 def main(argv=None):
-    """Exit code 0: done; 2: the input can't be used; 130: stopped by Ctrl-C."""
+    """Exit code 0: done; 1: a bundle is not what its report states; 2: input can't be used; 130: Ctrl-C."""
     args = parse_args(argv)
     start = time.perf_counter()
     try:
+        from console import Screen, clock
+
+        if args.verify:
+            import verification
+
+            screen = Screen(args.quiet, stages=0)
+            return verification.verify_all(args.verify, args.data, screen)
         student_id = check_student_id(args.student_id)
         settings = [parse_setting(text) for text in args.set]
         if args.seed is not None:
             settings.append(("seed", args.seed))
         recipe = load_recipe(args.recipe, settings)
 
-        from console import Screen, clock
-
-        screen = Screen(args.quiet, stages=1 if args.report_only else 6)
+        check_bundle = not (args.no_verify or args.report_only)  # new words change no measurement
+        screen = Screen(args.quiet, stages=1 if args.report_only else 6 + check_bundle)
         if args.report_only:
             paths, record = report_only(args, student_id, screen)
         else:
             paths, record = train_and_report(args, student_id, recipe, screen)
+        paths += zip_bundle(args.output_dir / student_id, student_id, args.zip)
+        holds = True
+        if check_bundle:
+            import verification
+
+            with screen.stage("Verification"):
+                holds = verification.verify_own(args.output_dir / student_id, screen)
     except InputError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
@@ -318,7 +349,7 @@ def main(argv=None):
         f"in {clock(time.perf_counter() - start)}",
         soft_wrap=True,
     )
-    return 0
+    return 0 if holds else 1
 
 
 if __name__ == "__main__":

@@ -166,6 +166,15 @@ def draw_history(history, baseline):
     return figure
 
 
+def confusion_words(matrix, class_names):
+    """The confusion matrix in words, with all its numbers: (rows: true classes) -> one line of text."""
+    rows = []
+    for i, (name, row) in enumerate(zip(class_names, matrix)):
+        taken = [f"{n} taken for {class_names[j]}" for j, n in enumerate(row) if n and j != i]
+        rows.append(", ".join([f"{name}: {row[i]} of {sum(row)} right", *taken]))
+    return f"Confusion matrix of {sum(map(sum, matrix))} test images. " + "; ".join(rows) + "."
+
+
 def draw_confusion_matrix(matrix, class_names):
     """Counts, true classes in rows; the shade is the share of the row. Long names lose their middle."""
     matrix = np.asarray(matrix)

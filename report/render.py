@@ -224,6 +224,9 @@ def render_html(record, run, answers_folder=None):
         log=log_pieces((run / "training.log").read_text(encoding="utf-8"), history),
         settings=setting_columns(record["recipe"]["values"]),
         arrays=_arrays(run / record["arrays"]),
+        matrix_words=figures.confusion_words(
+            record["results"]["confusion_matrix"], record["data"]["classes"]
+        ),
         drawings={name: drawing(figure) for name, figure in draw_figures(record, run).items()},
     )
     page = number(page, {key: f"Question {n}" for key, n, *_ in answers.QUESTIONS})

@@ -55,8 +55,9 @@ def test_a_bundle_has_the_three_files_and_the_run_folder(bundle):
 
 def test_the_console_names_stages_paths_and_result(bundle):
     said = bundle.process.stdout
-    for stage in ("Check", "Data", "Model", "Training", "Evaluation", "Report"):
-        assert re.search(rf"[1-6]/6  {stage}", said)
+    for stage in ("Check", "Data", "Model", "Training", "Evaluation", "Report", "Verification"):
+        assert re.search(rf"[1-7]/7  {stage}", said)
+    assert re.search(r"0812345  holds: \d+ of 9 right", said)
     for path in (bundle.pdf, bundle.code, bundle.weights):
         assert str(path.relative_to(bundle.home)) in said.splitlines()
     record = json.loads((bundle.run / "record.json").read_text())

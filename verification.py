@@ -1,0 +1,329 @@
+"""Whether a bundle is what its report says: `run.py --verify`.
+
+The images are split and labelled here. The submitted model gives its logits in a process of its own
+(sandbox.py), and the scores computed from them are compared with the text of the PDF.
+"""
+
+import ast
+import re
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from recipe import InputError, Recipe
+from record import score, sha256
+from sandbox import SubmissionError, submitted_logits
+
+FILE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]{0,63})_Lab8_Homework\.(pdf|py|pth)")
+KINDS = ("pdf", "py", "pth")
+MAX_BYTES = 2**31  # of one file in a zip
+MAX_BUNDLES = 1000
+# Names that bring a ready-made transformer.
+PREBUILT_MODULES = ("timm", "transformers", "vit_pytorch", "open_clip", "torchvision.models", "torch.hub")
+PREBUILT_NAMES = (
+    "MultiheadAttention",
+    "Transformer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+    "VisionTransformer",
+)
+
+
+class Files(NamedTuple):
+    """A bundle as it was found."""
+
+    student_id: str
+    place: str  # where, for messages
+    paths: dict  # {"pdf": Path, "py": Path, "pth": Path}, those that are there
+    run: Path | None  # the run folder with its record, if it lies beside them
+
+
+class Verdict(NamedTuple):
+    student_id: str
+    place: str
+    faults: list  # one line each; none: the bundle holds
+    correct: int | None
+    total: int | None
+
+
+def find_bundles(path, scratch):
+    """All bundles at `path`: a folder of one or many, or a zip of one or many, zips in folders too.
+
+    Zips are unpacked under `scratch`. InputError if there is nothing, or no bundle in it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"--verify {path}: there is no such folder or zip")
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise InputError(f"--verify {path}: name a bundle's folder, a folder of many, or a zip")
+    found, number = {}, 0
+    zips = [path] if path.is_file() else [p for p in _walk(path) if p.suffix.lower() == ".zip"]
+    for file in [] if path.is_file() else _walk(path):
+        if match := FILE.fullmatch(file.name):
+            found.setdefault((str(file.parent), match[1]), {})[match[2]] = file
+    for archive in zips:
+        for place, student_id, kind, file in _unpack(archive, scratch / f"zip{(number := number + 1)}"):
+            found.setdefault((place, student_id), {})[kind] = file
+    if not found:
+        raise InputError(f"--verify {path}: no file there is called <id>_Lab8_Homework.pdf, .py or .pth")
+    if len(found) > MAX_BUNDLES:
+        raise InputError(f"--verify {path}: more than {MAX_BUNDLES} bundles; give a part of them")
+    # The upload zip beside its own three files is no second bundle, unless it holds other files.
+    for place, student_id in list(found):
+        beside = found.get((str(Path(place).parent), student_id)) if place.endswith(".zip") else None
+        if beside and {k: sha256(p) for k, p in beside.items()} == {
+            k: sha256(p) for k, p in found[place, student_id].items()
+        }:
+            del found[place, student_id]
+    bundles = []
+    for (place, student_id), paths in sorted(found.items(), key=lambda item: (item[0][1], item[0][0])):
+        run = next(iter(paths.values())).parent / "run"
+        bundles.append(Files(student_id, place, paths, run if (run / "record.json").is_file() else None))
+    return bundles
+
+
+def _walk(folder):
+    """The files below `folder`, sorted, without run folders, hidden ones and what links lead to."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.is_symlink():
+            continue
+        if path.is_file():
+            yield path
+        elif path.is_dir() and path.name not in ("run", "latex"):
+            yield from _walk(path)
+
+
+def _unpack(archive, folder):
+    """The bundle files of a zip: yields (place, student id, kind, path). Only names that fit are unpacked,
+    under names of ours, so that no path in the zip leads anywhere."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for i, entry in enumerate(opened.infolist()):
+                *parents, name = entry.filename.replace("\\", "/").split("/")
+                match = FILE.fullmatch(name)
+                if not match or "__MACOSX" in parents:
+                    continue
+                if entry.file_size > MAX_BYTES:
+                    raise InputError(f"{archive}: {name} is larger than {MAX_BYTES / 1e9:.0f} GB")
+                place = folder / f"{i}"
+                place.mkdir(parents=True)
+                with opened.open(entry) as source, open(place / name, "wb") as target:
+                    left = entry.file_size
+                    while chunk := source.read(min(left, 2**20)):
+                        target.write(chunk)
+                        left -= len(chunk)
+                inside = "/".join(parents)
+                yield f"{archive}{':' + inside if inside else ''}", match[1], match[2], place / name
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError) as error:
+        raise InputError(f"can't read {archive} as a zip ({error})") from None
+
+
+def read_report(pdf):
+    """What a report states, as text: {"loss", "accuracy", "correct", "total", "parameters", "fingerprint",
+    "matrix" (in words), "hashes"}, each None where the PDF does not hold it. InputError if it is no PDF."""
+    from pypdf import PdfReader
+    from pypdf.errors import PyPdfError
+
+    try:
+        reader = PdfReader(pdf)
+        text = " ".join(" ".join(page.extract_text() for page in reader.pages).split())
+        figures = list(_alternatives(reader.trailer["/Root"].get("/StructTreeRoot")))
+    except (PyPdfError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"the PDF can't be read ({type(error).__name__})") from None
+
+    def stated(pattern):
+        match = re.search(pattern, text)
+        return match[1].replace(",", "") if match else None
+
+    scores = re.search(
+        r"a test loss of ([\d.]+) and a test accuracy of ([\d.]+) % \((\d+) of (\d+) images\)", text
+    )
+    return dict(zip(("loss", "accuracy", "correct", "total"), scores.groups() if scores else [None] * 4)) | {
+        "parameters": stated(r"the model has ([\d,]+) parameters"),
+        "fingerprint": stated(r"Data fingerprint ([0-9a-f]{64})"),
+        "matrix": next((alt for alt in figures if alt.startswith("Confusion matrix of ")), None),
+        "hashes": dict(re.findall(r"(\S+_Lab8_Homework\.(?:py|pth)) ([0-9a-f]{64})", text)),
+    }
+
+
+def _alternatives(node):
+    """The alternative texts in a PDF's structure tree."""
+    waiting = [] if node is None else [node]
+    while waiting:
+        node = waiting.pop().get_object()
+        if isinstance(node, list):
+            waiting += node
+        elif isinstance(node, dict):
+            if "/Alt" in node:
+                yield str(node["/Alt"])
+            if "/K" in node:
+                waiting.append(node["/K"])
+
+
+def prebuilt_models(code):
+    """The ready-made transformers that a program's text names, in order. SyntaxError if it is no Python."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        for name in names:
+            in_module = any(name == m or name.startswith(m + ".") for m in PREBUILT_MODULES)
+            if in_module or ("." in name and name.rpartition(".")[2] in PREBUILT_NAMES):
+                found.append(name)
+    return sorted(set(found))
+
+
+def submitted_recipe(code):
+    """The Recipe in SETTINGS of a submitted program's text, which is not run. InputError if there is none."""
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SETTINGS":
+            try:
+                return Recipe(**{k.arg: ast.literal_eval(k.value) for k in node.value.keywords})
+            except (AttributeError, TypeError, ValueError) as error:
+                raise InputError(f"SETTINGS in the code can't be read: {error}") from None
+    raise InputError("the code has no SETTINGS")
+
+
+def verify(bundle, images_folder):
+    """The Verdict on one bundle. `images_folder`: the images, or None for those of the bundle's own run."""
+    faults, scores = [], (None, None)
+    try:
+        scores = _check(bundle, images_folder, faults)
+    except (InputError, SubmissionError) as error:
+        faults.append(str(error))
+    return Verdict(bundle.student_id, bundle.place, faults, *scores)
+
+
+def _check(bundle, images_folder, faults):
+    """Add to `faults`; -> (correct, total). InputError or SubmissionError where no more can be checked."""
+    import data
+    from report.figures import confusion_words
+    from train import test_views
+
+    missing = [f"{bundle.student_id}_Lab8_Homework.{k}" for k in KINDS if k not in bundle.paths]
+    if missing:
+        raise InputError(f"there is no {', '.join(missing)}")
+    try:
+        code = bundle.paths["py"].read_text(encoding="utf-8")
+        prebuilt = prebuilt_models(code)
+    except (SyntaxError, ValueError, OSError, RecursionError) as error:
+        raise InputError(f"the .py is no Python program ({error})") from None
+    if prebuilt:
+        faults.append(f"the code uses a ready-made model: {', '.join(prebuilt)}")
+
+    stated = read_report(bundle.paths["pdf"])
+    for kind in ("py", "pth"):
+        name = bundle.paths[kind].name
+        if stated["hashes"].get(name) != sha256(bundle.paths[kind]):
+            faults.append(f"the .{kind} is not the file whose hash the PDF states")
+    if bundle.run:
+        faults += _against_record(bundle)
+
+    recipe = submitted_recipe(code)
+    folder = images_folder or (bundle.run / "dataset_split" if bundle.run else None)
+    if folder is None or not folder.is_dir():
+        raise InputError("not evaluated: give the images with --data dataset.zip")
+    with tempfile.TemporaryDirectory() as scratch:
+        images = data.load_data(folder, Path(scratch) / "split", recipe)
+        if data.describe_data(images, recipe)["fingerprint"] != stated["fingerprint"]:
+            faults.append("the images are others than the report's")
+        logits, parameters = submitted_logits(
+            bundle.paths["py"],
+            bundle.paths["pth"],
+            images.test.images,
+            len(images.classes),
+            scratch,
+            standardize=recipe.standardize,
+            **test_views(recipe),
+        )
+    results = score(logits, images.test.labels.numpy(), images.classes, images.test.files)
+    measured = {
+        "loss": f"{results['loss']:.4f}",
+        "accuracy": f"{results['accuracy']:.2%}".rstrip("%"),
+        "correct": str(results["correct"]),
+        "total": str(results["total"]),
+        "parameters": str(parameters),
+        "matrix": confusion_words(results["confusion_matrix"], images.classes),
+    }
+    for what, value in measured.items():
+        if stated[what] == value:
+            continue
+        # Another machine's rounding may move the last of the digits shown.
+        if what == "loss" and stated[what] and abs(float(stated[what]) - results["loss"]) < 2e-4:
+            continue
+        if what == "matrix":
+            faults.append("the confusion matrix differs from the PDF's")
+        else:
+            shown = "does not state it" if stated[what] is None else f"states {stated[what]}"
+            faults.append(f"{what}: measured {value}, the PDF {shown}")
+    return results["correct"], results["total"]
+
+
+def _against_record(bundle):
+    """Faults of the files against the hashes in the run record beside them."""
+    import json
+
+    try:
+        hashes = json.loads((bundle.run / "record.json").read_text(encoding="utf-8"))["files"]
+        return [
+            f"the .{kind} is not the file in run/record.json"
+            for kind, path in bundle.paths.items()
+            if hashes[path.name] != sha256(path)
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"run/record.json can't be read ({type(error).__name__})"]
+
+
+def _show(verdict, screen):
+    if verdict.faults:
+        said = f"FAILED: {'; '.join(verdict.faults)} ({verdict.place})"
+    else:
+        said = (
+            f"holds: {verdict.correct} of {verdict.total} right; loss, confusion matrix, parameters and "
+            "hashes are those in the PDF"
+        )
+    screen.say(f"{verdict.student_id}  {said}", "red" if verdict.faults else "green")
+
+
+def verify_all(path, source, screen):
+    """Check all bundles at `path` on the images at `source`, a zip or folder.
+
+    None: each on its own run's, or dataset.zip or dataset/ in the working folder if one has no run.
+
+    A line for each, and a table where there are many. -> exit code: 0 if all hold, else 1. InputError
+    as `find_bundles` and data.open_source raise it.
+    """
+    import data
+
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        bundles = find_bundles(path, scratch)
+        if source is None and any(bundle.run is None for bundle in bundles):
+            source = next((p for p in ("dataset.zip", "dataset") if Path(p).exists()), None)
+        images = data.open_source(source, scratch).folder if source else None
+        verdicts = []
+        for bundle in bundles:
+            verdicts.append(verify(bundle, images))
+            _show(verdicts[-1], screen)
+    if len(verdicts) > 1:
+        rows = [
+            (v.student_id, f"{v.correct / v.total:.2%}" if v.total else "", "FAILED" if v.faults else "holds")
+            for v in verdicts
+        ]
+        screen.table(("student", "test accuracy", "verdict"), rows)
+    return 1 if any(v.faults for v in verdicts) else 0
+
+
+def verify_own(folder, screen):
+    """Check the one bundle in `folder`, say so, and return whether it holds."""
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = next(b for b in find_bundles(folder, Path(scratch)) if b.student_id == Path(folder).name)
+        verdict = verify(bundle, None)
+    _show(verdict, screen)
+    return not verdict.faults
