@@ -118,7 +118,7 @@ def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys):
     recipe.write_text("\n".join(SETTINGS))
     output = tmp_path / "o.json"
     args = ["--data", str(zip_path), "--recipe", str(recipe), "--output", str(output)]
-    args += ["--seeds", "0", "--shares", "50", "100", "--models", "vit", "cnn"]
+    args += ["--seeds", "0", "--shares", "50", "100", "--models", "vit", "cnn", "--jobs", "2"]
     assert compare.main(args) == 0
     record = json.loads(output.read_text())
     assert len(record["rows"]) == 4
