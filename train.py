@@ -275,16 +275,27 @@ def estimate_seconds(model, train_loader, test_loader, recipe, precision):
     return seconds * (len(train_loader.dataset) + len(test_loader.dataset) / 3) * recipe.epochs
 
 
-def fit(model, train_loader, test_loader, recipe, *, precision="fp32", log=print, tick=lambda: None):
+def fit(
+    model,
+    train_loader,
+    test_loader,
+    recipe,
+    *,
+    optimizer=None,
+    precision="fp32",
+    log=print,
+    tick=lambda: None,
+):
     """Train for the recipe's epochs, scoring the test images after each; yields a row an epoch.
 
     The test score is printed for the log and decides nothing: no choice of epoch, no early stop.
     The last epoch, whose score is the result, is scored in fp32 so that other machines can repeat
     it, and with all the recipe's test views. A row holds epoch, learning_rate, train_loss,
-    train_accuracy, test_loss, test_accuracy, train_seconds, and seconds with the scoring.
+    train_accuracy, test_loss, test_accuracy, train_seconds, and seconds with the scoring. Without an
+    `optimizer`, `make_optimizer` makes it.
     """
     keep_freed_memory()
-    optimizer = make_optimizer(model, recipe)
+    optimizer = optimizer or make_optimizer(model, recipe)
     scheduler = make_scheduler(optimizer, recipe, len(train_loader))
     scaler = torch.amp.GradScaler(enabled=precision == "fp16")
     train_loss_history, test_loss_history = [], []

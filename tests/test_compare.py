@@ -1,0 +1,256 @@
+"""ViT against CNN: the same images for all, nothing counted twice, nothing claimed beyond the noise."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from conftest import NEU_SIZES, TINY, make_folder, zip_folder
+
+import compare
+import data
+import train
+from recipe import load_recipe, parse_setting
+
+SETTINGS = [setting.replace("epochs=6", "epochs=2") for setting in TINY]
+
+
+def tiny(**changes):
+    return load_recipe("default", [*map(parse_setting, SETTINGS), *changes.items()])
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = make_folder(tmp_path / "d", {"a": 40, "b": 20, "c": 3})
+    return data.load_data(folder, tmp_path / "split", tiny())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", compare.MODELS)
+def test_every_network_takes_the_recipes_images_and_gives_logits_of_its_seed(name, channels):
+    batch = torch.rand(2, channels, 32, 32)
+    first, second, other = (
+        compare.MODELS[name](tiny(channels=channels, seed=seed), 5).eval()(batch) for seed in (0, 0, 1)
+    )
+    assert first.shape == (2, 5)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_the_small_cnn_is_of_the_default_vits_size():
+    recipe = load_recipe("default")
+    vit, cnn = train.make_model(recipe, 6), compare.make_cnn(recipe, 6)
+    assert parameters(cnn) == pytest.approx(parameters(vit), rel=0.1)
+    shape = (recipe.channels, recipe.image_size, recipe.image_size)
+    ratio = compare.count_mult_adds(cnn, shape) / compare.count_mult_adds(vit, shape)
+    assert 0.75 < ratio < 1.33
+
+
+def test_the_residual_blocks_are_torchvisions():
+    """At ResNet-18's own widths and depths the hand-written network has its parameters, in its order,
+    and with its weights its output."""
+    from torchvision.models import resnet18
+
+    theirs = resnet18(num_classes=7).eval()
+    ours = compare.CNN(num_classes=7, channels=3, widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2)).eval()
+    state = dict(zip(ours.state_dict(), theirs.state_dict().values()))
+    ours.load_state_dict(state)
+    batch = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(batch), theirs(batch), rtol=1e-4, atol=1e-4)
+
+
+def test_mult_adds_and_parameters_of_resnet18_are_the_published_ones():
+    """torchvision's page of ResNet18_Weights: 11689512 parameters, 1.81 GFLOPS (multiply-adds)."""
+    model = compare.make_resnet18(load_recipe("default", [("channels", 3)]), 1000)
+    assert parameters(model) == 11_689_512
+    assert compare.count_mult_adds(model, (3, 224, 224)) == pytest.approx(1.81e9, rel=0.005)
+
+
+def test_mult_adds_of_the_vit_count_attention_too():
+    r = tiny()
+    patches = (r.image_size // r.patch_size) ** 2
+    n, inner = patches + 1, r.heads * r.dim_head
+    block = n * (3 * r.dim * inner + inner * r.dim + 2 * r.dim * r.mlp_dim) + 2 * n * n * inner
+    by_hand = patches * r.channels * r.patch_size**2 * r.dim + r.depth * block + r.dim * 5
+    assert compare.count_mult_adds(train.make_model(r, 5), (1, 32, 32)) == by_hand
+
+
+def test_every_weight_of_the_cnns_is_trained_and_only_matrices_and_kernels_decay():
+    for name in ("cnn", "resnet18"):
+        model = compare.MODELS[name](tiny(), 3)
+        decayed, plain = compare.make_cnn_optimizer(model, tiny()).param_groups
+        assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+        layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+        assert {id(m.weight) for m in layers} == {id(p) for p in decayed["params"]}
+        assert decayed["weight_decay"] == tiny().weight_decay
+        assert plain["weight_decay"] == 0
+
+
+def test_shares_are_nested_stratified_and_hold_no_test_image(images):
+    parts = {percent: compare.share_of(images.train, percent, seed=0) for percent in (1, 10, 25, 50, 100)}
+    for small, large in zip((1, 10, 25, 50), (10, 25, 50, 100)):
+        assert set(parts[small].files) < set(parts[large].files) or parts[small].files == parts[large].files
+    # 28, 14 and 2 training images; at least one of each class
+    counts = {percent: Counter(file[0] for file in part.files) for percent, part in parts.items()}
+    assert counts[1] == {"a": 1, "b": 1, "c": 1}
+    assert counts[25] == {"a": 7, "b": 4, "c": 1}
+    assert counts[50] == {"a": 14, "b": 7, "c": 1}
+    assert parts[100].files == images.train.files
+    assert torch.equal(parts[100].images, images.train.images)
+    for part in parts.values():
+        assert len(set(part.files)) == len(part.files)
+        assert not set(part.files) & set(images.test.files)
+        for file, label, pixels in zip(part.files, part.labels, part.images):
+            row = images.train.files.index(file)
+            assert label == images.train.labels[row]
+            assert torch.equal(pixels, images.train.images[row])
+    assert compare.share_of(images.train, 25, seed=0).files == parts[25].files
+    assert compare.share_of(images.train, 25, seed=1).files != parts[25].files
+
+
+def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys):
+    zip_path = zip_folder(make_folder(tmp_path / "images", NEU_SIZES), tmp_path / "d.zip")
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text("\n".join(SETTINGS))
+    output = tmp_path / "o.json"
+    args = ["--data", str(zip_path), "--recipe", str(recipe), "--output", str(output)]
+    args += ["--seeds", "0", "--shares", "50", "100", "--models", "vit", "cnn", "--jobs", "2"]
+    assert compare.main(args) == 0
+    record = json.loads(output.read_text())
+    assert len(record["rows"]) == 4
+    assert str(tmp_path) not in output.read_text()
+    for share, images in ((50, 12), (100, 21)):  # 7 of each class; half of 7 is rounded up
+        for name in ("vit", "cnn"):
+            row = record["rows"][f"{name} | {share} % | seed 0"]
+            assert row["train_images"] == images
+            assert row["images"] == 9
+            assert row["accuracy"] == pytest.approx(1 - row["errors"] / 9) == row["history"][-1]["accuracy"]
+            assert [entry["epoch"] for entry in row["history"]] == [1, 2]
+            assert 0 < row["history"][0]["seconds"] < row["history"][1]["seconds"]
+            assert row["seconds"] == pytest.approx(row["history"][1]["seconds"], abs=1e-3)
+            assert row["train_rate"] == pytest.approx(2 * images / row["seconds"])
+            assert row["inference_rate"] > 0
+    said = capsys.readouterr().out
+    assert said.count("within noise") == 2  # one seed can't tell
+
+    del record["rows"]["cnn | 50 % | seed 0"]
+    record["rows"]["vit | 50 % | seed 0"]["errors"] = 77  # would show if it were run again
+    output.write_text(json.dumps(record))
+    assert compare.main(args) == 0
+    again = json.loads(output.read_text())["rows"]
+    assert again["vit | 50 % | seed 0"]["errors"] == 77
+    assert again["cnn | 50 % | seed 0"]["train_images"] == 12
+
+    assert compare.main([*args, "--epochs", "3"]) == 2
+    said = capsys.readouterr().err
+    assert "another recipe or other images" in said
+    assert said.count("\n") == 1
+    assert json.loads(output.read_text())["rows"] == again
+
+
+def test_a_network_that_cannot_be_trained_is_a_row_that_says_so(tmp_path):
+    folder = make_folder(tmp_path / "d", {"a": 13, "b": 12})  # 9 + 8 images: the last batch has one
+    row = compare.one_run(str(folder), tiny(), "resnet18", 100, torch.get_num_threads())
+    assert "more than 1 value per channel" in row["failed"]
+    table = compare.summary({"rows": {"x": row}})
+    assert (table[0]["runs"], table[0]["failed"], table[0]["accuracy"]) == (0, 1, None)
+
+
+def rows_of(name, accuracies, seconds, share=100):
+    return {
+        f"{name} | {share} % | seed {seed}": {
+            "model": name,
+            "share": share,
+            "seed": seed,
+            "accuracy": accuracy,
+            "train_images": 10,
+            "parameters": 5,
+            "mult_adds": 7,
+            "seconds": seconds,
+            "train_rate": 2.0,
+            "inference_rate": 3.0 + seed,
+            "history": [
+                {"seconds": seconds / 2, "accuracy": accuracy / 2},
+                {"seconds": seconds, "accuracy": accuracy},
+            ],
+        }
+        for seed, accuracy in accuracies.items()
+    }
+
+
+def test_summary_is_the_hand_count(capsys):
+    rows = rows_of("cnn", {0: 0.90, 1: 0.91, 2: 0.95, 5: 0.10}, seconds=60)
+    rows |= rows_of("resnet18", {0: 0.70, 1: 0.68, 2: 0.69}, seconds=300)
+    rows |= rows_of("vit", {0: 0.92, 1: 0.90, 2: 0.94}, seconds=40)
+    rows |= rows_of("vit", {0: 0.5}, seconds=4, share=10)
+    rows |= rows_of("cnn", {0: 0.4}, seconds=4, share=10)
+    record = json.loads(json.dumps({"rows": rows}))
+    table = compare.summary(record)
+    assert json.loads(json.dumps(table)) == table
+    assert [(row["model"], row["share"]) for row in table] == [
+        ("vit", 100),
+        ("cnn", 100),
+        ("resnet18", 100),
+        ("vit", 10),
+        ("cnn", 10),
+    ]
+    vit, cnn, resnet, _, few = table
+    assert (vit["runs"], vit["pairs"], vit["difference"], vit["within_noise"]) == (3, 0, None, None)
+    assert vit["accuracy"] == pytest.approx(0.92)
+    assert vit["sd"] == pytest.approx(0.02)
+    assert vit["inference_rate"] == pytest.approx(4)
+    # Paired over seeds 0, 1, 2: +2, -1, -1 points; seed 5 has no ViT
+    assert cnn["runs"] == 4
+    assert cnn["accuracy"] == pytest.approx(0.715)
+    assert cnn["pairs"] == 3
+    assert cnn["difference"] == pytest.approx(0, abs=1e-12)
+    assert cnn["standard_error"] == pytest.approx(0.01)
+    assert cnn["within_noise"] is True
+    assert cnn["at_vit_seconds"] == pytest.approx(0.46)  # 40 s: its first epoch, 30 s
+    # +22, +22, +25 points: mean 23, standard deviation sqrt(3)
+    assert resnet["difference"] == pytest.approx(0.23)
+    assert resnet["standard_error"] == pytest.approx(0.01)
+    assert resnet["within_noise"] is False
+    assert resnet["at_vit_seconds"] is None  # no epoch of it ends within 40 s
+    assert (few["sd"], few["standard_error"], few["within_noise"]) == (None, None, True)
+
+    compare.print_summary(record)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("within noise" in line for line in lines) == 2
+    assert any(line.split()[:5] == ["resnet18", "100", "%", "3", "+23.00"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--models", "vit", "vgg"], "--models vgg: there is no such network; there are vit, cnn, resnet18"),
+        (["--shares", "0"], "--shares must be from 1 to 100"),
+        (["--shares", "50", "101"], "--shares must be from 1 to 100"),
+        (["--jobs", "0"], "--jobs must be 1 or more"),
+        (["--epochs", "0"], "epochs must be from 1"),
+        (["--seeds", "-1"], "seed must be from 0"),
+        (["--recipe", "nope"], "no recipe is called"),
+        ([], "there is no such zip or folder"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, extra, message):
+    output = tmp_path / "o.json"
+    assert compare.main(["--data", "nowhere.zip", "--output", str(output), *extra]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": {}}'])
+def test_another_file_is_not_written_over(tmp_path, capsys, images, text):
+    output = tmp_path / "o.json"
+    output.write_text(text)
+    args = ["--data", str(tmp_path / "d"), "--output", str(output)]
+    assert compare.main(args) == 2
+    assert "is no record of compare.py" in capsys.readouterr().err
+    assert output.read_text() == text
