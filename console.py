@@ -62,13 +62,19 @@ class Screen:
             yield lambda: progress.advance(task)
 
     @contextlib.contextmanager
-    def training(self, epochs, batches):
-        """The training bar: yields (tick, show), to call after each batch and with each epoch's row.
+    def training(self, epochs, batches, done=0):
+        """The training bar, with `done` epochs behind it.
 
+        Yields (tick, show), to call after each batch and with each epoch's row.
         Where there is no terminal to redraw, about ten lines are printed in all.
         """
         with self._progress(TextColumn("{task.fields[scores]}")) as progress:
-            task = progress.add_task(f"epoch 1/{epochs}", total=epochs * batches, scores="")
+            task = progress.add_task(
+                f"epoch {min(done + 1, epochs)}/{epochs}",
+                total=epochs * batches,
+                completed=done * batches,
+                scores="",
+            )
 
             def show(row):
                 epoch = row["epoch"]

@@ -8,8 +8,11 @@ train.py, record.py and report/.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
+import errno
+import signal
 import sys
 import time
 from pathlib import Path
@@ -98,6 +101,11 @@ def parse_args(argv=None):
         help="also write the report as LaTeX to outputs/<id>/latex/, compiled if latexmk is installed",
     )
     parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with this id's interrupted run, with its own data and recipe",
+    )
+    parser.add_argument(
         "--zip", action="store_true", help="also put the three files into <id>_Lab8_Homework.zip, to upload"
     )
     parser.add_argument(
@@ -175,6 +183,12 @@ def report_only(args, student_id, screen):
     return [folder / pdf, *latex], record
 
 
+def _from(path, folder):
+    """`path` as seen from `folder` where it lies in it, so that the folder may be moved; else whole."""
+    path, folder = Path(path).resolve(), Path(folder).resolve()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
 def train_and_report(args, student_id, recipe, screen):
     """The whole job: images to bundle. Nothing is in the output folder before all of it is done."""
     from console import clock
@@ -191,6 +205,7 @@ def train_and_report(args, student_id, recipe, screen):
             report.check_latex(args.answers)
         import torch
 
+        import checkpoint
         import data
         import inspection
         import record as rec
@@ -202,11 +217,20 @@ def train_and_report(args, student_id, recipe, screen):
         name = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
         screen.say(f"{device.type} ({name}), {precision}; recipe {Path(args.recipe).stem}")
 
-    with staged(folder, student_id) as staging:
+    with staged(folder, student_id, args.resume) as staging:
         run = staging.run
+        if args.resume:
+            saved = checkpoint.Checkpoint.load(staging.checkpoint)
+            recipe = Recipe(**saved.call["recipe"])
+            precision = train.choose_precision(saved.call["precision"], device)
+            screen.say(f"goes on after epoch {len(saved.history)} of {recipe.epochs}")
 
         with screen.stage("Data"):
-            source = data.open_source(args.data, run)
+            if args.resume:
+                place, *about = saved.call["source"]
+                source = data.Source(run / place, *about)
+            else:
+                source = data.open_source(args.data, run)
             with screen.count("reading images") as tick:
                 images = data.load_data(source.folder, run / "dataset_split", recipe, tick)
             facts = {
@@ -215,6 +239,8 @@ def train_and_report(args, student_id, recipe, screen):
                 "demonstration": source.kind == "demonstration",
             }
             facts |= data.describe_data(images, recipe)
+            if args.resume and facts["fingerprint"] != saved.call["fingerprint"]:
+                raise InputError(f"the images in {source.folder} are others now: run without --resume")
             if facts["demonstration"]:
                 screen.say("demonstration images, drawn by synthetic.py: name your own with --data")
             copies = facts["same_pixels"]["files"]
@@ -232,16 +258,32 @@ def train_and_report(args, student_id, recipe, screen):
             screen.say(f"ViT with {described['parameters']:,} parameters")
             model.to(device)
 
+        if not args.resume:
+            call = {
+                "source": [_from(source.folder, run), source.kind, source.name],
+                "fingerprint": facts["fingerprint"],
+                "recipe_name": Path(args.recipe).stem,
+                "recipe": recipe.values(),
+                "precision": precision,
+                "name": args.name,
+            }
+            saved = checkpoint.Checkpoint(staging.checkpoint, call)
         with screen.stage("Training"), open(run / "training.log", "w", encoding="utf-8") as log:
+            print(saved.log, end="", file=log)
+            history = saved.history
             loaders = data.make_loaders(images, recipe, device)
-            expected = train.estimate_seconds(model, *loaders, recipe, precision)
-            screen.say(f"{recipe.epochs} epochs, about {clock(expected)} here")
-            if expected > LONG:
-                screen.say(
-                    "long: Ctrl-C stops; --recipe default, --set epochs=N or a GPU take less", "yellow"
-                )
-            history, start = [], time.perf_counter()
-            with screen.training(recipe.epochs, len(loaders[0])) as (tick, show):
+            left = recipe.epochs - len(history)
+            if left:
+                expected = train.estimate_seconds(model, *loaders, recipe, precision) * left / recipe.epochs
+                screen.say(f"{left} epochs, about {clock(expected)} here")
+                if expected > LONG:
+                    screen.say(
+                        "long: Ctrl-C stops, and --resume goes on; --recipe default, --set epochs=N or a GPU "
+                        "take less",
+                        "yellow",
+                    )
+            start = time.perf_counter()
+            with screen.training(recipe.epochs, len(loaders[0]), len(history)) as (tick, show):
                 rows = train.fit(
                     model,
                     *loaders,
@@ -249,13 +291,16 @@ def train_and_report(args, student_id, recipe, screen):
                     precision=precision,
                     log=lambda line: print(line, file=log, flush=True),
                     tick=tick,
+                    begin=saved.begin,
                 )
                 for row in rows:
-                    history.append(row)
                     show(row)
-            seconds = time.perf_counter() - start
+                    said = (run / "training.log").read_text(encoding="utf-8")
+                    saved.save(row, time.perf_counter() - start, said)
+            seconds = saved.seconds + time.perf_counter() - start
             print(f"Execution time: {seconds:5.2f} seconds", file=log)
             screen.say(f"{recipe.epochs} epochs in {seconds:.0f} s")
+        screen.seconds["training"] += saved.seconds
 
         with screen.stage("Evaluation"):
             pdf, code, weights = bundle_names(student_id)
@@ -267,9 +312,9 @@ def train_and_report(args, student_id, recipe, screen):
 
         record = {
             "schema": rec.SCHEMA,
-            "student": {"id": student_id, "name": args.name},
+            "student": {"id": student_id, "name": args.name or saved.call["name"]},
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "recipe": {"name": Path(args.recipe).stem, "values": recipe.values()},
+            "recipe": {"name": saved.call["recipe_name"], "values": recipe.values()},
             "machine": machine | {"precision": precision},
             "data": facts,
             "model": described,
@@ -303,6 +348,8 @@ def main(argv=None):
     """Exit code 0: done; 1: a bundle is not what its report states; 2: input can't be used; 130: Ctrl-C."""
     args = parse_args(argv)
     start = time.perf_counter()
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
         from console import Screen, clock
 
@@ -316,7 +363,10 @@ def main(argv=None):
         if args.seed is not None:
             settings.append(("seed", args.seed))
         recipe = load_recipe(args.recipe, settings)
-
+        if args.resume and (settings or args.data or args.recipe != "default"):
+            raise InputError(
+                "--resume goes on with the run's own data and recipe: leave --data, --recipe, --set and --seed out"
+            )
         check_bundle = not (args.no_verify or args.report_only)  # new words change no measurement
         screen = Screen(args.quiet, stages=1 if args.report_only else 6 + check_bundle)
         if args.report_only:
@@ -336,6 +386,11 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("run.py: stopped", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"run.py: {error.strerror}: make room in {args.output_dir}", file=sys.stderr)
+        return 2
 
     results = record["results"]
     verdict = "passed" if results["passed"] else "not reached"

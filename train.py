@@ -111,6 +111,14 @@ class MuonAdamW(torch.optim.Optimizer):
         for optimizer in self.both:
             optimizer.step()
 
+    def state_dict(self):
+        return {"both": [optimizer.state_dict() for optimizer in self.both]}
+
+    def load_state_dict(self, state):
+        for optimizer, its_state in zip(self.both, state["both"]):
+            optimizer.load_state_dict(its_state)
+        self.param_groups = [group for optimizer in self.both for group in optimizer.param_groups]
+
 
 def make_optimizer(model, recipe):
     """Muon for the matrices that feed a layer, AdamW for the last layer's and for all vectors.
@@ -285,6 +293,7 @@ def fit(
     precision="fp32",
     log=print,
     tick=lambda: None,
+    begin=None,
 ):
     """Train for the recipe's epochs, scoring the test images after each; yields a row an epoch.
 
@@ -292,15 +301,18 @@ def fit(
     The last epoch, whose score is the result, is scored in fp32 so that other machines can repeat
     it, and with all the recipe's test views. A row holds epoch, learning_rate, train_loss,
     train_accuracy, test_loss, test_accuracy, train_seconds, and seconds with the scoring. Without an
-    `optimizer`, `make_optimizer` makes it.
+    `optimizer`, `make_optimizer` makes it. `begin` is called with the parts that have a state, may
+    restore it, and returns the number of epochs already done.
     """
     keep_freed_memory()
     optimizer = optimizer or make_optimizer(model, recipe)
     scheduler = make_scheduler(optimizer, recipe, len(train_loader))
     scaler = torch.amp.GradScaler(enabled=precision == "fp16")
     train_loss_history, test_loss_history = [], []
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    done = begin(loader=train_loader, **parts) if begin else 0
 
-    for epoch in range(1, recipe.epochs + 1):
+    for epoch in range(done + 1, recipe.epochs + 1):
         start = time.perf_counter()
         log(f"Epoch: {epoch}")
         train_loss, train_accuracy = train_epoch(
