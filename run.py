@@ -365,7 +365,8 @@ def main(argv=None):
         recipe = load_recipe(args.recipe, settings)
         if args.resume and (settings or args.data or args.recipe != "default"):
             raise InputError(
-                "--resume goes on with the run's own data and recipe: leave --data, --recipe, --set and --seed out"
+                "--resume goes on with the run's own data and recipe: leave --data, --recipe, "
+                "--set and --seed out"
             )
         check_bundle = not (args.no_verify or args.report_only)  # new words change no measurement
         screen = Screen(args.quiet, stages=1 if args.report_only else 6 + check_bundle)
