@@ -15,6 +15,8 @@ import random
 import re
 import shutil
 import tempfile
+import unicodedata
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -47,30 +49,80 @@ def is_image_name(path):
     return path.suffix.lower() in IMAGE_SUFFIXES and not junk
 
 
-def extract_images(zip_path, folder):
-    """Extract the images of a zip into `folder`. InputError if it is no zip, damaged or encrypted."""
+class Limits(NamedTuple):
+    """What a zip may hold at most, so that a small file can't fill the disk or the day."""
+
+    images: int = 200_000
+    image_mb: float = 200  # of one image file, unpacked
+    total_gb: float = 50  # of all image files, unpacked
+
+
+LIMITS = Limits()
+
+
+def check_archive(zip_path, entries, others, folder, limits):
+    """InputError if the image entries of a zip are none, too many, too large or ambiguous."""
+    archives = [e.filename for e in others if e.filename.lower().endswith(".zip")]
+    if not entries and archives:
+        raise InputError(f"{zip_path} holds no images but {archives[0]!r}: unpack it and give that one")
+    if len(entries) > limits.images:
+        raise InputError(
+            f"{zip_path} holds {len(entries)} images, more than {limits.images}: if that is right, add "
+            f"--limit images={len(entries)}"
+        )
+    seen = {}
+    for entry in entries:
+        name, key = entry.filename, entry.filename.casefold()
+        if key in seen:
+            both = (
+                f"{seen[key]!r} and {name!r}, one file on many systems"
+                if seen[key] != name
+                else f"{name!r} twice"
+            )
+            raise InputError(f"{zip_path} holds {both}: rename or remove one")
+        seen[key] = name
+        if entry.file_size > limits.image_mb * 1e6:
+            raise InputError(
+                f"{name!r} in {zip_path} has {entry.file_size / 1e6:.0f} MB unpacked, more than "
+                f"{limits.image_mb:g}: remove it, or add --limit image_mb={entry.file_size // 10**6 + 1}"
+            )
+    needed, free = sum(e.file_size for e in entries), shutil.disk_usage(folder).free
+    if needed > limits.total_gb * 1e9:
+        raise InputError(
+            f"{zip_path} has {needed / 1e9:.1f} GB unpacked, more than {limits.total_gb:g}: if that is "
+            f"right, add --limit total_gb={needed // 10**9 + 1}"
+        )
+    if needed > free:
+        raise InputError(
+            f"{zip_path} needs {needed / 1e9:.1f} GB unpacked and {folder} has "
+            f"{free / 1e9:.1f} GB free: make room or name another --output-dir"
+        )
+
+
+def extract_images(zip_path, folder, limits):
+    """Extract the images of a zip into `folder`. InputError if it is no zip, damaged, encrypted, or
+    outside the limits."""
     try:
         with zipfile.ZipFile(zip_path) as archive:
-            entries = [e for e in archive.infolist() if not e.is_dir() and is_image_name(e.filename)]
-            needed, free = sum(e.file_size for e in entries), shutil.disk_usage(folder).free
-            if needed > free:
-                raise InputError(
-                    f"{zip_path} needs {needed / 1e9:.1f} GB unpacked and {folder} has "
-                    f"{free / 1e9:.1f} GB free: make room or name another --output-dir"
-                )
+            others = [e for e in archive.infolist() if not e.is_dir()]
+            entries = [e for e in others if is_image_name(e.filename)]
+            check_archive(zip_path, entries, others, folder, limits)
+            if any(e.flag_bits & 1 for e in entries):
+                raise InputError(f"{zip_path} is encrypted: unpack it and give the folder")
             for entry in entries:  # extract() itself drops "..", drive letters and leading slashes
                 archive.extract(entry, folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise InputError(f"can't read {zip_path} as a zip ({error}): fetch it again") from None
-    except RuntimeError as error:  # zipfile's answer to an encrypted entry
-        raise InputError(f"can't unpack {zip_path}: {error}; unpack it and give the folder") from None
+    except (OSError, RuntimeError) as error:  # names too long or too deep, a file where a folder should be
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"can't unpack {zip_path} ({reason}): unpack it and give the folder") from None
 
 
-def unzip(zip_path, folder):
+def unzip(zip_path, folder, limits=LIMITS):
     """Extract the images of a zip into the new `folder`, all or none. InputError as above."""
     folder.mkdir(parents=True)
     try:
-        extract_images(zip_path, folder)
+        extract_images(zip_path, folder, limits)
     except BaseException:
         shutil.rmtree(folder)
         raise
@@ -82,7 +134,7 @@ class Source(NamedTuple):
     name: str  # of the zip or folder that was given
 
 
-def open_source(path, run):
+def open_source(path, run, limits=LIMITS):
     """The Source at `path`: a zip, which is unpacked to run/dataset, or a folder, which is used in place.
 
     "demo" draws demonstration images; None takes dataset.zip or dataset/ in the working folder, else
@@ -98,10 +150,18 @@ def open_source(path, run):
         return Source(path, "folder", path.resolve().name)
     if not path.is_file():
         raise InputError(f"--data {path}: there is no such zip or folder")
-    unzip(path, run / "dataset")
+    unzip(path, run / "dataset", limits)
     with zipfile.ZipFile(path) as archive:
         drawn = archive.comment == synthetic.MARK
     return Source(run / "dataset", "demonstration" if drawn else "zip", path.name)
+
+
+def check_name(name):
+    """InputError if a name has what no page and no terminal can show: control characters, broken UTF-8,
+    or marks that turn the direction of what follows."""
+    turning = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    if any(unicodedata.category(c) in ("Cc", "Cs") or c in turning for c in name):
+        raise InputError(f"the name {name!a} has control characters or is no UTF-8: rename it")
 
 
 def find_images(folder):
@@ -133,8 +193,13 @@ def find_images(folder):
         matches = {path: re.match(r"(.+?)[ _\-(]*\d+\)?$", path.stem) for path in paths}
         class_of = {path: match[1] for path, match in matches.items() if match}
 
-    files = {}
-    for name in sorted(set(class_of.values())):
+    for path in paths:
+        check_name(path.as_posix())
+    files, classes = {}, sorted(set(class_of.values()))
+    for first, second in zip(by_case := sorted(classes, key=str.casefold), by_case[1:]):
+        if first.casefold() == second.casefold():
+            raise InputError(f"the classes {first!r} and {second!r} differ only in case: rename one")
+    for name in classes:
         members = [path for path in paths if class_of.get(path) == name]
         seen = Counter(path.name for path in members)
         # Pooled train/ and val/ folders may hold the same name twice: then the whole path is it.
@@ -232,6 +297,8 @@ def load_pictures(files, side, channels, folder, tick=lambda: None):
         except Exception as error:  # a broken image can raise nearly anything out of a decoder
             return f"{type(error).__name__}: {error}".replace(str(path), path.name)
 
+    # Pillow warns of large images, and refuses only what is twice as large.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     keys = [(label, name) for label in files for name in files[label]]
     paths = [files[label][name] for label, name in keys]
     store = pixel_store((len(keys), channels, side, side), folder)

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import datetime
 import errno
+import re
 import signal
 import sys
 import time
@@ -101,6 +102,13 @@ def parse_args(argv=None):
         help="also write the report as LaTeX to outputs/<id>/latex/, compiled if latexmk is installed",
     )
     parser.add_argument(
+        "--limit",
+        metavar="NAME=N",
+        action="append",
+        default=[],
+        help="what a zip may hold: images (default 200000), image_mb (200), total_gb (50)",
+    )
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="go on with this id's interrupted run, with its own data and recipe",
@@ -183,6 +191,19 @@ def report_only(args, student_id, screen):
     return [folder / pdf, *latex], record
 
 
+def limits_of(texts):
+    """data.Limits with what --limit sets. InputError for other names and values."""
+    from data import Limits
+
+    values = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in Limits._fields or not re.fullmatch(r"\d{1,12}(\.\d+)?", value):
+            raise InputError(f"--limit {text}: write it as {', '.join(f'{n}=N' for n in Limits._fields)}")
+        values[name] = float(value)
+    return Limits(**values)
+
+
 def _from(path, folder):
     """`path` as seen from `folder` where it lies in it, so that the folder may be moved; else whole."""
     path, folder = Path(path).resolve(), Path(folder).resolve()
@@ -211,6 +232,9 @@ def train_and_report(args, student_id, recipe, screen):
         import record as rec
         import train
 
+        limits = limits_of(args.limit)
+        if args.name:
+            data.check_name(args.name)
         device = train.choose_device(args.device)
         precision = train.choose_precision(args.precision, device)
         machine = rec.describe_machine(device)
@@ -230,7 +254,7 @@ def train_and_report(args, student_id, recipe, screen):
                 place, *about = saved.call["source"]
                 source = data.Source(run / place, *about)
             else:
-                source = data.open_source(args.data, run)
+                source = data.open_source(args.data, run, limits)
             with screen.count("reading images") as tick:
                 images = data.load_data(source.folder, run / "dataset_split", recipe, tick)
             facts = {

@@ -1,7 +1,9 @@
+import io
 import json
 import os
 import random
 import stat
+import warnings
 import zipfile
 from collections import Counter
 
@@ -143,6 +145,65 @@ def test_broken_zips_are_refused_and_leave_nothing(tmp_path, images):
         with pytest.raises(InputError, match=rf"can't read .*{name} as a zip"):
             data.unzip(tmp_path / name, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def png(seed):
+    content = io.BytesIO()
+    striped(0, seed).save(content, "PNG")
+    return content.getvalue()
+
+
+def zip_with(path, more):
+    """A zip of two classes of three images, and what `more(archive)` adds."""
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        warnings.simplefilter("ignore")  # of the duplicate name
+        for i in range(6):
+            archive.writestr(f"{'ab'[i % 2]}/{i}.png", png(i))
+        more(archive)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (lambda z: z.writestr("a/0.png", png(9)), "'a/0.png' twice"),
+        (lambda z: z.writestr("a/0.PNG", png(9)), "'a/0.png' and 'a/0.PNG', one file on many systems"),
+        (lambda z: [z.writestr(f"B/{i}.png", png(i)) for i in (7, 8)], "'B' and 'b' differ only in case"),
+        (lambda z: z.writestr("a/big.png", bytes(1_100_000)), "'a/big.png' .* 1 MB .* --limit image_mb=2"),
+        (lambda z: [z.writestr(f"a/1{i}.png", b"") for i in range(5)], "11 images, more than 10"),
+        (lambda z: [z.writestr(f"a/1{i}.png", bytes(900_000)) for i in range(3)], "--limit total_gb=1"),
+        (lambda z: z.writestr("a/\x1b[2J.png", png(9)), "has control characters"),
+        (lambda z: z.writestr("a/\u202egnp.png", png(9)), "control characters"),
+        (lambda z: z.writestr("a/" + 300 * "x" + ".png", png(9)), "File name too long.*give the folder"),
+        (lambda z: z.writestr("a/0.png/1.png", png(9)), "can't unpack"),
+    ],
+)
+def test_zips_that_are_too_much_or_ambiguous_are_refused(tmp_path, more, message):
+    limits = data.Limits(images=10, image_mb=1, total_gb=0.002)
+    path = zip_with(tmp_path / "x.zip", more)
+    with pytest.raises(InputError, match=message):
+        data.find_images(data.open_source(path, tmp_path / "run", limits).folder)
+
+
+def test_a_zip_of_nothing_but_a_zip_says_so(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("inner.zip", b"")
+    with pytest.raises(InputError, match=r"holds no images but 'inner.zip'"):
+        data.open_source(tmp_path / "x.zip", tmp_path / "run")
+
+
+def test_a_name_that_is_no_utf_8_is_refused_in_a_folder(tmp_path, images):
+    try:
+        os.rename(next(images.rglob("*.png")), os.fsencode(images) + b"/patches/\xff.png")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(InputError, match=r"'patches/\\udcff.png' has control characters or is no UTF-8"):
+        data.find_images(images)
+
+
+def test_letters_of_all_scripts_are_class_names(tmp_path):
+    names = ["刮痕 😀", "שריטות", "царапины", "<b>{{ 7 }}\\textbf"]
+    assert sorted(data.find_images(make_folder(tmp_path, dict.fromkeys(names, 2)))) == sorted(names)
 
 
 def test_source_is_dataset_zip_then_dataset_folder_then_drawn_images(tmp_path, images, monkeypatch):

@@ -246,6 +246,17 @@ def test_a_fault_in_the_report_does_not_cost_the_weights(bundle, tmp_path, monke
     assert (tmp_path / "s2" / "s2_Lab8_Homework.pth").is_file()
 
 
+@pytest.mark.parametrize("text", ["images", "images=-1", "size=3", "image_mb=x"])
+def test_limits_are_checked(capsys, tmp_path, text):
+    args = ["--student-id", "1", "--data", "demo", "--output-dir", tmp_path / "o", "--quiet"]
+    assert "write it as images=N, image_mb=N, total_gb=N" in refused(capsys, *args, "--limit", text)
+
+
+def test_a_name_that_would_change_the_terminal_is_refused(capsys, tmp_path):
+    args = ["--student-id", "1", "--data", "demo", "--output-dir", tmp_path / "o", "--quiet"]
+    assert "has control characters" in refused(capsys, *args, "--name", "Lin\x1b[2J")
+
+
 def test_the_demonstration_run_says_what_it_is(tmp_path, monkeypatch):
     from pypdf import PdfReader
 
