@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from recipe import InputError
@@ -182,7 +183,7 @@ def put_back(study, trial, lost=0):
     """
     try:
         study.tell(trial.number, state=TrialState.FAIL)
-    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+    except (ValueError, UpdateFinishedTrialError):
         return False  # another process was first
     lost_before = trial.user_attrs.get("lost", 0)
     params = trial.system_attrs.get("fixed_params", {}) | trial.params
@@ -196,7 +197,7 @@ def put_back(study, trial, lost=0):
 
 def stop_trial(study, trial):
     """Put back a trial of this process."""
-    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # it was taken over
+    with contextlib.suppress(UpdateFinishedTrialError):  # it was taken over
         trial.set_user_attr("put_back", True)
         put_back(study, study.trials[trial.number])
 
@@ -311,7 +312,7 @@ def run_trial(study, trial, images, base, space, deadline):
             last = row["epoch"] == recipe.epochs
             if not last and not trial.user_attrs.get("base") and trial.should_prune():
                 break
-    except optuna.exceptions.UpdateFinishedTrialError:
+    except UpdateFinishedTrialError:
         raise
     except (InputError, ValueError, RuntimeError, MemoryError) as error:
         model = loaders = rows = None
@@ -432,7 +433,7 @@ def search(images, base, space, budget, study, say):
         try:
             with signs_of_life(trial):
                 done = run_trial(study, trial, images, base, space, deadline)
-        except optuna.exceptions.UpdateFinishedTrialError:
+        except UpdateFinishedTrialError:
             say(f"trial {trial.number}: another process took it over, since this one gave no sign of life")
         except (TimeUp, KeyboardInterrupt) as stop:
             stop_trial(study, trial)
@@ -449,7 +450,9 @@ def importances(study):
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < FEWEST or len({trial.value for trial in complete}) < 2:
         return None
-    return {name: float(share) for name, share in optuna.importance.get_param_importances(study).items()}
+    judge = optuna.importance.PedAnovaImportanceEvaluator()
+    shares = optuna.importance.get_param_importances(study, evaluator=judge)
+    return {name: float(share) for name, share in shares.items()}
 
 
 def describe_trial(trial, base):

@@ -247,9 +247,13 @@ def search_recipe(args):
         print(line, flush=True)
 
     try:
-        search.search(part, base, space, budget, study, say)
-    finally:
-        record, toml = search.write_results(args.output, study, base, settings, space, about)
+        try:
+            search.search(part, base, space, budget, study, say)
+        finally:
+            record, toml = search.write_results(args.output, study, base, settings, space, about)
+    except search.StorageError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise InputError(f"the study's storage failed ({reason}): the same command goes on") from None
     if toml is None:
         raise InputError(
             f"no trial of the search succeeded: {args.output} says why; give it a larger --budget"
