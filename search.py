@@ -346,7 +346,8 @@ def open_storage(storage):
             raise InputError(f"can't use {path} as a study's journal: {error}") from None
     for attempt in range(4):
         try:
-            return optuna.storages.RDBStorage(storage)
+            # A server may close a connection that an epoch leaves idle: look before using it.
+            return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
         except Exception as error:
             # Processes that start together all find an empty database and make the same tables.
             if attempt == 3 or isinstance(error, (ImportError, ValueError)):

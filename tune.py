@@ -153,7 +153,7 @@ def main(argv=None):
         "--storage",
         metavar="PATH|URL",
         help="search: where the study lies, a journal file or a database such as "
-        "postgresql://user@host/name (default: --output with the ending .journal)",
+        "postgresql+psycopg://user@host/name (default: --output with the ending .journal)",
     )
     parser.add_argument("--folds", type=int, default=4, metavar="N", help="parts, 2 to 20 (default: 4)")
     parser.add_argument("--fold-seed", type=int, default=0, metavar="N", help="seed of the cut (default: 0)")
@@ -197,6 +197,8 @@ def load_trials(args):
 
 def search_recipe(args):
     """Search from the recipe --recipe, and write and print what was found."""
+    from optuna.exceptions import StorageInternalError
+
     import search
 
     budget, fold = search.parse_budget(args.budget), args.fold or 0
@@ -238,20 +240,20 @@ def search_recipe(args):
         "fixed": sorted(changed),
     }
     space = search.space_of(base, changed, len(part.train.files))
-    storage = search.open_storage(args.storage or args.output.with_suffix(".journal"))
     first = search.params_of(base, space)
-    study = search.open_study(storage, args.output.stem, settings | base.values(), first, base.epochs)
     about["machine"] = describe_machine(choose_device())
 
     def say(line):
         print(line, flush=True)
 
     try:
+        storage = search.open_storage(args.storage or args.output.with_suffix(".journal"))
+        study = search.open_study(storage, args.output.stem, settings | base.values(), first, base.epochs)
         try:
             search.search(part, base, space, budget, study, say)
         finally:
             record, toml = search.write_results(args.output, study, base, settings, space, about)
-    except search.StorageError as error:
+    except (StorageInternalError, OSError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise InputError(f"the study's storage failed ({reason}): the same command goes on") from None
     if toml is None:

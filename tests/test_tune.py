@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from PIL import Image
 
 import data
 import search
+import train
 import tune
 from recipe import InputError, load_recipe, named_recipes, parse_setting
 
@@ -363,3 +365,20 @@ def test_no_other_file_is_replaced_by_a_search(tmp_path, search_args, capsys):
     assert tune.main([*search_args, "--budget", "1"]) == 2
     assert "holds something else than a search" in capsys.readouterr().err
     assert (tmp_path / "study.json").read_text() == '{"rows": {}}'
+
+
+def test_a_database_that_goes_away_is_one_line(tmp_path, monkeypatch, search_args, capsys):
+    fit = train.fit
+
+    def fit_and_drop(*args, **kwargs):
+        for row in fit(*args, **kwargs):
+            with contextlib.closing(sqlite3.connect(tmp_path / "s.db")) as database:
+                database.execute("DROP TABLE IF EXISTS trials")
+            yield row
+
+    monkeypatch.setattr(train, "fit", fit_and_drop)
+    assert tune.main([*search_args, "--budget", "1", "--storage", f"sqlite:///{tmp_path}/s.db"]) == 2
+    error = capsys.readouterr().err
+    assert "the study's storage failed" in error
+    assert "no such table: trials" in error
+    assert error.count("\n") == 1
