@@ -197,7 +197,10 @@ def load_trials(args):
 
 def search_recipe(args):
     """Search from the recipe --recipe, and write and print what was found."""
-    from optuna.exceptions import StorageInternalError
+    try:
+        from optuna.exceptions import StorageInternalError
+    except ModuleNotFoundError:
+        raise InputError("the package optuna is missing: pip install -r requirements.txt") from None
 
     import search
 
