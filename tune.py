@@ -1,12 +1,19 @@
 #!/usr/bin/env python3
-"""Compare recipes on a validation part of the training split. The test split is never looked at.
+"""Compare recipes, or search for a better one, on a validation part of the training split. The test
+split is never looked at.
 
     python tune.py --data dataset.zip --trials studies/trials.toml --output studies/mine.json
+    python tune.py --data dataset.zip --budget 10m --output study.json
 
-Each trial of the .toml is a recipe with some values changed. It is trained once for each fold: the
-training split is cut into as many parts, class by class, and each part in turn is held out to
-validate on. The output file gets each result as soon as it is there, failures too; called again, the
-command goes on where it stopped.
+With --trials each trial of the .toml is a recipe with some values changed. It is trained once for each
+fold: the training split is cut into as many parts, class by class, and each part in turn is held out
+to validate on. The output file gets each result as soon as it is there, failures too; called again,
+the command goes on where it stopped.
+
+With --budget Optuna searches (search.py): the recipe itself first, then others, each trained on all
+folds but one and validated on that. The best is written to study.toml beside study.json. The same
+command, called again, goes on; called several times at once, on one machine or on many that share
+--storage, it works on one study together.
 """
 
 import argparse
@@ -20,7 +27,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from recipe import InputError, load_recipe, read_toml
+from recipe import InputError, load_recipe, parse_setting, read_toml
 
 
 def folds_of(images, folds, seed):
@@ -125,14 +132,32 @@ def main(argv=None):
     parser.add_argument("--data", required=True, metavar="PATH", help="zip or folder, as for run.py")
     parser.add_argument(
         "--trials",
-        required=True,
         metavar="TOML",
-        help='a table [trials] of lines like  "more epochs" = { epochs = 120 }',
+        help='compare: a table [trials] of lines like  "more epochs" = { epochs = 120 }',
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="HOW MUCH",
+        help="search: for 90s, 10m or 2h, or until 40 trials are finished by all processes together",
     )
     parser.add_argument("--recipe", default="default", metavar="NAME", help="what the trials change")
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="search: give the recipe this value and keep it (repeatable; run.py --help lists the names)",
+    )
+    parser.add_argument("--fold", type=int, metavar="N", help="search: the part to validate on (default: 0)")
+    parser.add_argument(
+        "--storage",
+        metavar="PATH|URL",
+        help="search: where the study lies, a journal file or a database such as "
+        "postgresql+psycopg://user@host/name (default: --output with the ending .journal)",
+    )
     parser.add_argument("--folds", type=int, default=4, metavar="N", help="parts, 2 to 20 (default: 4)")
     parser.add_argument("--fold-seed", type=int, default=0, metavar="N", help="seed of the cut (default: 0)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="compare: runs at once (default: 1)")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="JSON", help="results; goes on from there"
     )
@@ -142,20 +167,103 @@ def main(argv=None):
             raise InputError(f"--folds must be from 2 to 20, not {args.folds}")
         if args.jobs < 1:
             raise InputError(f"--jobs must be 1 or more, not {args.jobs}")
-        trials = read_toml(args.trials).get("trials")
-        if not isinstance(trials, dict) or not all(isinstance(t, dict) for t in trials.values()):
-            raise InputError(
-                f'{args.trials}: it needs a table [trials] of lines like "name" = {{ epochs = 9 }}'
-            )
-        recipes = {name: load_recipe(args.recipe, changed.items()) for name, changed in trials.items()}
-        compare(args, recipes)
+        if (args.trials is None) == (args.budget is None):
+            raise InputError("give either --trials to compare recipes or --budget to search for one")
+        if args.budget:
+            search_recipe(args)
+        else:
+            compare(args, load_trials(args))
     except InputError as error:
         print(f"tune.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"tune.py: stopped; the same command goes on from {args.output}", file=sys.stderr)
+        where = args.output if args.trials else args.storage or args.output.with_suffix(".journal")
+        if "://" in str(where):
+            where = "the study in the database"  # its address may hold a password
+        print(f"tune.py: stopped; the same command goes on from {where}", file=sys.stderr)
         return 130
     return 0
+
+
+def load_trials(args):
+    """{name: Recipe} of the file --trials."""
+    if args.set or args.storage or args.fold is not None:
+        raise InputError("--set, --storage and --fold go with --budget; --trials sets values in its file")
+    trials = read_toml(args.trials).get("trials")
+    if not isinstance(trials, dict) or not all(isinstance(t, dict) for t in trials.values()):
+        raise InputError(f'{args.trials}: it needs a table [trials] of lines like "name" = {{ epochs = 9 }}')
+    return {name: load_recipe(args.recipe, changed.items()) for name, changed in trials.items()}
+
+
+def search_recipe(args):
+    """Search from the recipe --recipe, and write and print what was found."""
+    try:
+        from optuna.exceptions import StorageInternalError
+    except ModuleNotFoundError:
+        raise InputError("the package optuna is missing: pip install -r requirements.txt") from None
+
+    import search
+
+    budget, fold = search.parse_budget(args.budget), args.fold or 0
+    if args.jobs != 1:
+        raise InputError("--jobs goes with --trials; to search in several processes start the command again")
+    if not 0 <= fold < args.folds:
+        raise InputError(f"--fold must be from 0 to {args.folds - 1}, not {fold}")
+    if not args.output.parent.is_dir():
+        raise InputError(f"--output {args.output}: there is no folder {args.output.parent}")
+    if args.output.suffix in (".toml", ".journal"):
+        raise InputError(
+            f"--output {args.output}: name it .json, a recipe and a journal are written beside it"
+        )
+    about = {"what": "a search on a validation fold of the training split; the test split was not used"}
+    if args.output.exists():
+        try:
+            ours = json.loads(args.output.read_text()).get("what") == about["what"]
+        except (ValueError, AttributeError, OSError):
+            ours = False
+        if not ours:
+            raise InputError(f"{args.output} holds something else than a search: name another --output")
+    changed = dict(map(parse_setting, args.set))
+    base = load_recipe(args.recipe, changed.items())
+    images = load_images(args.data, base)
+
+    import data
+    from record import describe_machine
+    from train import choose_device
+
+    try:
+        part = list(folds_of(images, args.folds, args.fold_seed))[fold]
+    except ValueError as error:
+        raise InputError(f"the training images can't be cut in {args.folds} folds: {error}") from None
+    settings = {
+        "data": data.describe_data(images, base)["fingerprint"],
+        "folds": args.folds,
+        "fold": fold,
+        "fold_seed": args.fold_seed,
+        "fixed": sorted(changed),
+    }
+    space = search.space_of(base, changed, len(part.train.files))
+    first = search.params_of(base, space)
+    about["machine"] = describe_machine(choose_device())
+
+    def say(line):
+        print(line, flush=True)
+
+    try:
+        storage = search.open_storage(args.storage or args.output.with_suffix(".journal"))
+        study = search.open_study(storage, args.output.stem, settings | base.values(), first, base.epochs)
+        try:
+            search.search(part, base, space, budget, study, say)
+        finally:
+            record, toml = search.write_results(args.output, study, base, settings, space, about)
+    except (StorageInternalError, OSError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise InputError(f"the study's storage failed ({reason}): the same command goes on") from None
+    if toml is None:
+        raise InputError(
+            f"no trial of the search succeeded: {args.output} says why; give it a larger --budget"
+        )
+    print("", *search.table_of(record), f"{args.output}, and the recipe: {toml}", sep="\n")
 
 
 def compare(args, recipes):
