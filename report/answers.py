@@ -138,6 +138,8 @@ def lookups(record):
         ),
         key=lambda c: -c["count"],
     )
+    bins = results["calibration"]["bins"]
+    confidence = sum(b["images"] * b["confidence"] for b in bins if b["images"]) / results["total"]
     by_recall = sorted(results["per_class"], key=lambda name: results["per_class"][name]["recall"])
     return {
         "recipe": recipe,
@@ -157,6 +159,7 @@ def lookups(record):
         "views": (4 if recipe.flip else 1) * (2 if recipe.transpose else 1) if recipe.test_views else 1,
         "inner_dim": recipe.heads * recipe.dim_head,
         "confusions": confusions,
+        "mean_confidence": confidence,
         "hardest": by_recall[0],
         "easiest": by_recall[-1],
     }
@@ -287,7 +290,8 @@ def check_answers(folder):
 def _sample_names():
     """What `lookups` offers, without a record."""
     counts = {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}
-    results = {"confusion_matrix": [], "per_class": {"a": {"recall": 1}}}
+    results = {"confusion_matrix": [], "per_class": {"a": {"recall": 1}}, "total": 1}
+    results["calibration"] = {"bins": []}
     data = {"classes": [], "counts": counts, "demonstration": False}
     recipe = {"values": Recipe().values()}
     training = {"history": []}
