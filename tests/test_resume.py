@@ -1,6 +1,7 @@
 """Runs that are cut off: the old bundle or the new one is there, and --resume ends as an uncut run does."""
 
 import errno
+import itertools
 import os
 import random
 import shutil
@@ -91,8 +92,10 @@ def command(folder, outputs, *more):
 
 
 def test_a_killed_run_goes_on_and_ends_like_an_uncut_one(folder, tmp_path):
-    """SIGKILL, SIGTERM and Ctrl-C in turn at random moments of one run, until it is done."""
-    settings = [*SETTINGS, "--set", "epochs=30"]
+    """SIGKILL, SIGTERM and Ctrl-C in turn at random moments of one run; KILLS=20 for a long test."""
+    times = int(os.environ.get("KILLS", "3"))
+    epochs = 10 * times
+    settings = [*SETTINGS, "--set", f"epochs={epochs}"]
     start = command(folder, tmp_path / "a", "--data", folder, *settings)
     assert subprocess.run(start, capture_output=True).returncode == 0
     expected = weights_of(tmp_path / "a" / "9" / "9_Lab8_Homework.pth")
@@ -100,7 +103,7 @@ def test_a_killed_run_goes_on_and_ends_like_an_uncut_one(folder, tmp_path):
     outputs, dice = tmp_path / "b", random.Random(0)
     partial = outputs / ".9-partial" / "run" / bundle.CHECKPOINT
     call, kills = command(folder, outputs, "--data", folder, *settings), 0
-    for kind in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+    for kind in itertools.islice(itertools.cycle((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)), times):
         process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         before = partial.stat().st_mtime_ns if partial.exists() else 0
         while process.poll() is None and not (partial.exists() and partial.stat().st_mtime_ns > before):
@@ -123,7 +126,9 @@ def test_a_killed_run_goes_on_and_ends_like_an_uncut_one(folder, tmp_path):
     assert [p.name for p in outputs.iterdir()] == ["9"]
     assert not (outputs / "9" / "run" / bundle.CHECKPOINT).exists()
     log = (outputs / "9" / "run" / "training.log").read_text()
-    assert [f"Epoch: {i}" for i in range(1, 31)] == [x for x in log.splitlines() if x.startswith("Epoch")]
+    assert [f"Epoch: {i}" for i in range(1, epochs + 1)] == [
+        x for x in log.splitlines() if x.startswith("Epoch")
+    ]
 
 
 def finished(folder, text):
