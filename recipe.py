@@ -116,7 +116,7 @@ def parse_setting(text):
     name, equals, value = text.partition("=")
     name = name.strip()
     if not equals:
-        raise InputError(f"--set {text}: write it as name=value, e.g. --set epochs=10")
+        raise InputError(f"--set {text!r}: write it as name=value, e.g. --set epochs=10")
     fields = {f.name: f for f in dataclasses.fields(Recipe)}
     if name not in fields:
         raise _unknown(name)
@@ -124,8 +124,9 @@ def parse_setting(text):
         return name, value.strip().strip("\"'")
     try:
         return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        raise InputError(f"--set {text}: can't read {value.strip()!r} as a value") from None
+    except (ValueError, RecursionError):  # ValueError: no TOML, or a number of thousands of digits
+        shown = value.strip() if len(value) < 80 else value.strip()[:77] + "..."
+        raise InputError(f"--set {name}: can't read {shown!r} as a value") from None
 
 
 def read_toml(path):
@@ -134,8 +135,8 @@ def read_toml(path):
         return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, thousands of digits
+        raise InputError(f"{path} is not valid TOML: {' '.join(str(error).split())}") from None
 
 
 def named_recipes():
