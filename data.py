@@ -297,8 +297,8 @@ def load_pictures(files, side, channels, folder, tick=lambda: None):
         except Exception as error:  # a broken image can raise nearly anything out of a decoder
             return f"{type(error).__name__}: {error}".replace(str(path), path.name)
 
-    # Pillow warns of large images, and refuses only what is twice as large.
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    # What Pillow can't read is listed; what it merely warns of (large, odd tags) was read.
+    warnings.filterwarnings("ignore", module="PIL")
     keys = [(label, name) for label in files for name in files[label]]
     paths = [files[label][name] for label, name in keys]
     store = pixel_store((len(keys), channels, side, side), folder)
