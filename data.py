@@ -7,6 +7,7 @@ interpolation).
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -94,8 +95,8 @@ def check_archive(zip_path, entries, others, folder, limits):
         )
     if needed > free:
         raise InputError(
-            f"{zip_path} needs {needed / 1e9:.1f} GB unpacked and {folder} has "
-            f"{free / 1e9:.1f} GB free: make room or name another --output-dir"
+            f"{zip_path} needs {needed / 1e6:.0f} MB unpacked and {folder} has "
+            f"{free / 1e6:.0f} MB free: make room or name another --output-dir"
         )
 
 
@@ -114,6 +115,8 @@ def extract_images(zip_path, folder, limits):
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise InputError(f"can't read {zip_path} as a zip ({error}): fetch it again") from None
     except (OSError, RuntimeError) as error:  # names too long or too deep, a file where a folder should be
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"can't unpack {zip_path} ({reason}): unpack it and give the folder") from None
 

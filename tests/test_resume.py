@@ -119,6 +119,7 @@ def test_a_killed_run_goes_on_and_ends_like_an_uncut_one(folder, tmp_path):
             assert process.returncode == 130
             assert "--student-id 9 --resume goes on" in said
         call = command(folder, outputs, "--resume")
+    print(f"killed {kills} times")
     assert kills
     if not (outputs / "9").exists():
         assert subprocess.run(call, capture_output=True).returncode == 0
