@@ -11,10 +11,13 @@ import zipfile
 
 from recipe import InputError
 
+KINDS = ("pdf", "py", "pth")  # report, code, weights
+STUDENT_ID = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+
 
 def check_student_id(text):
     """The id as given. InputError unless it is fit for a file name on every system."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", text):
+    if not re.fullmatch(STUDENT_ID, text):
         raise InputError(
             f"--student-id {text!r}: use letters, digits, '-' and '_' only (at most 64), "
             "as it becomes part of the file names"
@@ -24,7 +27,12 @@ def check_student_id(text):
 
 def bundle_names(student_id):
     """The file names that the assignment asks for: report, code, weights."""
-    return [f"{student_id}_Lab8_Homework.{kind}" for kind in ("pdf", "py", "pth")]
+    return [f"{student_id}_Lab8_Homework.{kind}" for kind in KINDS]
+
+
+def zip_name(student_id):
+    """The file name of the upload archive."""
+    return f"{student_id}_Lab8_Homework.zip"
 
 
 def zip_bundle(folder, student_id, wanted):
@@ -34,11 +42,11 @@ def zip_bundle(folder, student_id, wanted):
     """
     from record import write_whole  # imports NumPy: --help need not wait for it
 
-    path = folder / f"{student_id}_Lab8_Homework.zip"
+    path = folder / zip_name(student_id)
     if not wanted and not path.exists():
         return []
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(content, "w") as archive:
         for name in bundle_names(student_id):
             archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes(), zipfile.ZIP_DEFLATED)
     write_whole(path, content.getvalue())
@@ -65,12 +73,11 @@ class Staging:
     finished, and published as it is if `keep` was set: weights trained for minutes are worth more
     than a clean exit."""
 
-    def __init__(self, folder, resumed):
+    def __init__(self, folder):
         self.folder = folder
         self.run = folder / "run"
         self.run.mkdir(exist_ok=True)
         self.checkpoint = self.run / CHECKPOINT
-        self.resumed = resumed
         self.keep = False
 
 
@@ -104,7 +111,7 @@ def staged(folder, student_id, resume=False):
         raise InputError(f"there is no interrupted run of {student_id} to resume: run without --resume")
     if not resume:
         _empty(partial)
-    staging = Staging(partial, resume)
+    staging = Staging(partial)
     try:
         yield staging
         _publish(partial, folder, student_id, lock)
@@ -170,7 +177,7 @@ def _recover(partial, folder, student_id):
 
 def _carry_over(old, folder, student_id):
     """Move the files in `old` that are not the bundle's to `folder`."""
-    ours = {"lock", "run", "latex", f"{student_id}_Lab8_Homework.zip", *bundle_names(student_id)}
+    ours = {"lock", "run", "latex", zip_name(student_id), *bundle_names(student_id)}
     for path in old.iterdir():
         if path.name not in ours and not (folder / path.name).exists():
             path.rename(folder / path.name)

@@ -20,7 +20,7 @@ class Checkpoint:
     """The state of a training at the end of an epoch, kept in the file `path`.
 
     `call` is what the run was started with, JSON-ready. `history` has the finished epochs' rows,
-    `seconds` is the time they took, `log` the text of their log.
+    `seconds` is the time they took, `log` the text of their log, to which the training adds.
     """
 
     def __init__(self, path, call):
@@ -63,7 +63,7 @@ class Checkpoint:
         self._state = None  # its memory
         return len(self.history)
 
-    def save(self, row, seconds, log):
+    def save(self, row, seconds):
         """Add an epoch's row, and write the file anew, whole or not at all. OSError if that fails."""
         self.history.append(row)
         loader = self._parts["loader"]
@@ -81,7 +81,7 @@ class Checkpoint:
                 "call": self.call,
                 "history": self.history,
                 "seconds": self.seconds + seconds,
-                "log": log,
+                "log": self.log,
                 "state": state,
             },
             content,

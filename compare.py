@@ -25,7 +25,6 @@ where it stopped.
 
 import argparse
 import json
-import os
 import random
 import statistics
 import sys
@@ -38,7 +37,7 @@ from torch import nn
 import data
 import train
 from recipe import InputError, load_recipe
-from tune import load_images, run_all
+from tune import load_images, run_all, share_cores
 
 
 class BasicBlock(nn.Module):
@@ -369,8 +368,6 @@ def main(argv=None):
 
 def compare(args):
     """Run all that is asked for and not there yet, and print the table. InputError as above."""
-    from record import describe_machine
-
     for name in args.models:
         if name not in MODELS:
             raise InputError(f"--models {name}: there is no such network; there are {', '.join(MODELS)}")
@@ -382,7 +379,7 @@ def compare(args):
     epochs = [] if args.epochs is None else [("epochs", args.epochs)]
     recipes = [load_recipe(args.recipe, [*epochs, ("seed", seed)]) for seed in args.seeds]
 
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads, machine = share_cores(args.jobs)
     images = load_images(args.data, recipes[0])
     described = data.describe_data(images, recipes[0])
     about = {
@@ -393,7 +390,7 @@ def compare(args):
             "name": Path(args.data).resolve().name,
             **{key: described[key] for key in ("classes", "counts", "split", "fingerprint")},
         },
-        "machine": describe_machine(train.choose_device()) | {"threads": threads, "jobs": args.jobs},
+        "machine": machine,
     }
     check_output(args.output, about)
     work = {

@@ -137,6 +137,11 @@ class Source(NamedTuple):
     name: str  # of the zip or folder that was given
 
 
+def default_source():
+    """dataset.zip or dataset, the first that is in the working folder; None if neither is."""
+    return next((p for p in ("dataset.zip", "dataset") if Path(p).exists()), None)
+
+
 def open_source(path, run, limits=LIMITS):
     """The Source at `path`: a zip, which is unpacked to run/dataset, or a folder, which is used in place.
 
@@ -144,7 +149,7 @@ def open_source(path, run, limits=LIMITS):
     draws. InputError if there is nothing at `path`, or it can't be unpacked.
     """
     if path is None:
-        path = next((p for p in ("dataset.zip", "dataset") if Path(p).exists()), "demo")
+        path = default_source() or "demo"
     if path == "demo":
         path = run / "dataset.zip"
         synthetic.write_dataset(path)

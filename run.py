@@ -294,6 +294,11 @@ def train_and_report(args, student_id, recipe, screen):
             saved = checkpoint.Checkpoint(staging.checkpoint, call)
         with screen.stage("Training"), open(run / "training.log", "w", encoding="utf-8") as log:
             print(saved.log, end="", file=log)
+
+            def note(line):
+                print(line, file=log, flush=True)
+                saved.log += f"{line}\n"
+
             history = saved.history
             loaders = data.make_loaders(images, recipe, device)
             left = recipe.epochs - len(history)
@@ -313,14 +318,13 @@ def train_and_report(args, student_id, recipe, screen):
                     *loaders,
                     recipe,
                     precision=precision,
-                    log=lambda line: print(line, file=log, flush=True),
+                    log=note,
                     tick=tick,
                     begin=saved.begin,
                 )
                 for row in rows:
                     show(row)
-                    said = (run / "training.log").read_text(encoding="utf-8")
-                    saved.save(row, time.perf_counter() - start, said)
+                    saved.save(row, time.perf_counter() - start)
             seconds = saved.seconds + time.perf_counter() - start
             print(f"Execution time: {seconds:5.2f} seconds", file=log)
             screen.say(f"{recipe.epochs} epochs in {seconds:.0f} s")
@@ -404,7 +408,7 @@ def main(argv=None):
             import verification
 
             with screen.stage("Verification"):
-                holds = verification.verify_own(args.output_dir / student_id, screen)
+                holds = verification.verify_own(args.output_dir / student_id, student_id, screen)
     except InputError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2

@@ -97,6 +97,15 @@ def train_and_score(images, recipe, threads=None):
     }
 
 
+def share_cores(jobs):
+    """(threads for each of so many runs at once, the machine as a record describes it)"""
+    from record import describe_machine
+    from train import choose_device
+
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    return threads, describe_machine(choose_device()) | {"threads": threads, "jobs": jobs}
+
+
 def run_all(work, jobs, path, about):
     """Run {key: (function, arguments)} in `jobs` processes, keeping each row in the JSON at `path`.
 
@@ -268,15 +277,12 @@ def search_recipe(args):
 
 def compare(args, recipes):
     """Run all trials and print them, fewest validation errors first."""
-    from record import describe_machine
-    from train import choose_device
-
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads, machine = share_cores(args.jobs)
     about = {
         "what": "errors on the validation folds of the training split; the test split was not used",
         "folds": args.folds,
         "fold_seed": args.fold_seed,
-        "machine": describe_machine(choose_device()) | {"threads": threads, "jobs": args.jobs},
+        "machine": machine,
     }
     work = {
         f"{name} | fold {fold}": (_trial, (args.data, recipe, fold, args.folds, args.fold_seed, threads))

@@ -5,18 +5,19 @@ The images are split and labelled here. The submitted model gives its logits in 
 """
 
 import ast
+import json
 import re
 import tempfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+from bundle import KINDS, STUDENT_ID, bundle_names
 from recipe import InputError, Recipe
 from record import score, sha256
 from sandbox import SubmissionError, submitted_logits
 
-FILE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]{0,63})_Lab8_Homework\.(pdf|py|pth)")
-KINDS = ("pdf", "py", "pth")
+FILE = re.compile(rf"({STUDENT_ID})_Lab8_Homework\.({'|'.join(KINDS)})")
 MAX_BYTES = 2**31  # of one file in a zip
 MAX_BUNDLES = 1000
 # Names that bring a ready-made transformer.
@@ -57,13 +58,14 @@ def find_bundles(path, scratch):
         raise InputError(f"--verify {path}: there is no such folder or zip")
     if path.is_file() and not zipfile.is_zipfile(path):
         raise InputError(f"--verify {path}: name a bundle's folder, a folder of many, or a zip")
-    found, number = {}, 0
-    zips = [path] if path.is_file() else [p for p in _walk(path) if p.suffix.lower() == ".zip"]
-    for file in [] if path.is_file() else _walk(path):
+    files = [] if path.is_file() else list(_walk(path))
+    zips = [path] if path.is_file() else [file for file in files if file.suffix.lower() == ".zip"]
+    found = {}
+    for file in files:
         if match := FILE.fullmatch(file.name):
             found.setdefault((str(file.parent), match[1]), {})[match[2]] = file
-    for archive in zips:
-        for place, student_id, kind, file in _unpack(archive, scratch / f"zip{(number := number + 1)}"):
+    for i, archive in enumerate(zips):
+        for place, student_id, kind, file in _unpack(archive, scratch / f"zip{i}"):
             found.setdefault((place, student_id), {})[kind] = file
     if not found:
         raise InputError(f"--verify {path}: no file there is called <id>_Lab8_Homework.pdf, .py or .pth")
@@ -72,15 +74,18 @@ def find_bundles(path, scratch):
     # The upload zip beside its own three files is no second bundle, unless it holds other files.
     for place, student_id in list(found):
         beside = found.get((str(Path(place).parent), student_id)) if place.endswith(".zip") else None
-        if beside and {k: sha256(p) for k, p in beside.items()} == {
-            k: sha256(p) for k, p in found[place, student_id].items()
-        }:
+        if beside and _hashes(beside) == _hashes(found[place, student_id]):
             del found[place, student_id]
     bundles = []
     for (place, student_id), paths in sorted(found.items(), key=lambda item: (item[0][1], item[0][0])):
         run = next(iter(paths.values())).parent / "run"
         bundles.append(Files(student_id, place, paths, run if (run / "record.json").is_file() else None))
     return bundles
+
+
+def _hashes(paths):
+    """{kind: SHA-256} of a bundle's files."""
+    return {kind: sha256(path) for kind, path in paths.items()}
 
 
 def _walk(folder):
@@ -206,7 +211,7 @@ def _check(bundle, images_folder, faults):
     from report.figures import confusion_words
     from train import test_views
 
-    missing = [f"{bundle.student_id}_Lab8_Homework.{k}" for k in KINDS if k not in bundle.paths]
+    missing = [n for n, kind in zip(bundle_names(bundle.student_id), KINDS) if kind not in bundle.paths]
     if missing:
         raise InputError(f"there is no {', '.join(missing)}")
     try:
@@ -218,12 +223,12 @@ def _check(bundle, images_folder, faults):
         faults.append(f"the code uses a ready-made model: {', '.join(prebuilt)}")
 
     stated = read_report(bundle.paths["pdf"])
+    hashes = _hashes(bundle.paths)
     for kind in ("py", "pth"):
-        name = bundle.paths[kind].name
-        if stated["hashes"].get(name) != sha256(bundle.paths[kind]):
+        if stated["hashes"].get(bundle.paths[kind].name) != hashes[kind]:
             faults.append(f"the .{kind} is not the file whose hash the PDF states")
     if bundle.run:
-        faults += _against_record(bundle)
+        faults += _against_record(bundle, hashes)
 
     recipe = submitted_recipe(code)
     folder = images_folder or (bundle.run / "dataset_split" if bundle.run else None)
@@ -265,16 +270,14 @@ def _check(bundle, images_folder, faults):
     return results["correct"], results["total"]
 
 
-def _against_record(bundle):
-    """Faults of the files against the hashes in the run record beside them."""
-    import json
-
+def _against_record(bundle, hashes):
+    """Faults of the files, whose hashes these are, against the run record beside them."""
     try:
-        hashes = json.loads((bundle.run / "record.json").read_text(encoding="utf-8"))["files"]
+        recorded = json.loads((bundle.run / "record.json").read_text(encoding="utf-8"))["files"]
         return [
             f"the .{kind} is not the file in run/record.json"
             for kind, path in bundle.paths.items()
-            if hashes[path.name] != sha256(path)
+            if recorded[path.name] != hashes[kind]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"run/record.json can't be read ({type(error).__name__})"]
@@ -305,7 +308,7 @@ def verify_all(path, source, screen):
         scratch = Path(scratch)
         bundles = find_bundles(path, scratch)
         if source is None and any(bundle.run is None for bundle in bundles):
-            source = next((p for p in ("dataset.zip", "dataset") if Path(p).exists()), None)
+            source = data.default_source()
         images = data.open_source(source, scratch).folder if source else None
         verdicts = []
         for bundle in bundles:
@@ -320,10 +323,9 @@ def verify_all(path, source, screen):
     return 1 if any(v.faults for v in verdicts) else 0
 
 
-def verify_own(folder, screen):
-    """Check the one bundle in `folder`, say so, and return whether it holds."""
-    with tempfile.TemporaryDirectory() as scratch:
-        bundle = next(b for b in find_bundles(folder, Path(scratch)) if b.student_id == Path(folder).name)
-        verdict = verify(bundle, None)
+def verify_own(folder, student_id, screen):
+    """Check the bundle that a run has just put in `folder`, say so, and return whether it holds."""
+    paths = {kind: folder / name for kind, name in zip(KINDS, bundle_names(student_id))}
+    verdict = verify(Files(student_id, str(folder), paths, folder / "run"), None)
     _show(verdict, screen)
     return not verdict.faults

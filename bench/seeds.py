@@ -9,7 +9,6 @@ command goes on where it stopped.
 """
 
 import argparse
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from recipe import InputError, load_recipe
-from tune import load_images, run_all, train_and_score
+from tune import load_images, run_all, share_cores, train_and_score
 
 
 def one_run(source, recipe, threads):
@@ -36,11 +35,7 @@ def main(argv=None):
     parser.add_argument("--output", required=True, type=Path, metavar="JSON")
     args = parser.parse_args(argv)
 
-    from record import describe_machine
-    from train import choose_device
-
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    machine = describe_machine(choose_device()) | {"threads": threads, "jobs": args.jobs}
+    threads, machine = share_cores(args.jobs)
     work = {}
     try:
         for split in args.split_seeds:

@@ -57,7 +57,7 @@ def trained(images, home, stop_after=None, path=None):
     saved = checkpoint.Checkpoint.load(path) if path else checkpoint.Checkpoint(file, {})
     saved.path = file
     for row in train.fit(model, *loaders, RECIPE, precision="fp32", log=lambda line: None, begin=saved.begin):
-        saved.save(row, 1.0, "the log")
+        saved.save(row, 1.0)
         if row["epoch"] == stop_after:
             break
     return model.state_dict(), saved.history
