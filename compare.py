@@ -36,8 +36,9 @@ from torch import nn
 
 import data
 import train
+from diary import interval
 from recipe import InputError, load_recipe
-from tune import load_images, run_all, share_cores
+from tune import cached_images, describe_source, load_images, run_all, share_cores
 
 
 class BasicBlock(nn.Module):
@@ -180,7 +181,7 @@ def one_run(source, recipe, name, share, threads):
     torch.set_num_threads(threads)
     device = train.choose_device()
     precision = train.choose_precision("auto", device)
-    images = load_images(source, recipe)
+    images = cached_images(source, recipe)
     images = images._replace(train=share_of(images.train, share, recipe.seed))
     row = {"model": name, "share": share, "seed": recipe.seed, "threads": threads}
     try:
@@ -249,10 +250,10 @@ def summary(record):
     Means over the seeds of accuracy (0 to 1), seconds of training, and images a second in training
     (train_rate) and inference (inference_rate); `sd` is the sample standard deviation of the
     accuracy. Of networks beside the ViT, over the seeds that both have: `at_vit_seconds`, the
-    accuracy reached in the ViT's seconds of training; `difference`, ViT minus network, with its
-    standard error; `within_noise` where it is no more than two of these, or has fewer than two
-    seeds. The noise is that of training; another split would add its own. A figure that can't be
-    had is None. Failed runs count in `failed` alone.
+    accuracy reached in the ViT's seconds of training; `difference`, ViT minus network, with its 95 %
+    interval `low` to `high` (Student's t); `within_noise` where that holds zero or can't be had. The
+    noise is that of training; another split would add its own. A figure that can't be had is None.
+    Failed runs count in `failed` alone.
     """
     groups = {}
     for row in record["rows"].values():
@@ -265,7 +266,7 @@ def summary(record):
         runs = list(of_seed.values())
         pairs = [(vit[seed], of_seed[seed]) for seed in of_seed if seed in vit and name != "vit"]
         differences = [a["accuracy"] - b["accuracy"] for a, b in pairs]
-        error = statistics.stdev(differences) / len(pairs) ** 0.5 if len(pairs) > 1 else None
+        low, high = interval(differences) or (None, None)
         table.append(
             {
                 "model": name,
@@ -283,8 +284,9 @@ def summary(record):
                 "at_vit_seconds": mean(accuracy_within(b["history"], a["seconds"]) for a, b in pairs),
                 "pairs": len(pairs),
                 "difference": mean(differences),
-                "standard_error": error,
-                "within_noise": (error is None or abs(mean(differences)) <= 2 * error) if pairs else None,
+                "low": low,
+                "high": high,
+                "within_noise": (low is None or low <= 0 <= high) if pairs else None,
             }
         )
     return table
@@ -316,24 +318,9 @@ def print_summary(record):
     for row in compared:
         print(
             f"{row['model']:9} {row['share']:4} % {row['pairs']:4} {100 * row['difference']:+9.2f} "
-            f"± {shown(row['standard_error'], '.2f', 100)} standard error"
+            f"(95 %: {shown(row['low'], '+.2f', 100)} to {shown(row['high'], '+.2f', 100)})"
             + ("  within noise" if row["within_noise"] else "")
         )
-
-
-def check_output(path, about):
-    """InputError where the file at `path` is no such record, or one of other images or another recipe."""
-    if not path.is_file():
-        if not path.resolve().parent.is_dir():
-            raise InputError(f"--output {path}: there is no folder {path.parent}; make it first")
-        return
-    try:
-        record = json.loads(path.read_text("utf-8"))
-        there = record["recipe"], record["data"]["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"--output {path} is no record of compare.py: name another file") from None
-    if there != (about["recipe"], about["data"]["fingerprint"]):
-        raise InputError(f"--output {path} holds runs of another recipe or other images: name another file")
 
 
 def main(argv=None):
@@ -380,19 +367,13 @@ def compare(args):
     recipes = [load_recipe(args.recipe, [*epochs, ("seed", seed)]) for seed in args.seeds]
 
     threads, machine = share_cores(args.jobs)
-    images = load_images(args.data, recipes[0])
-    described = data.describe_data(images, recipes[0])
     about = {
         "what": "ViT and CNNs trained alike on shares of the training split; "
         "the last epoch's score on the test split, which selects nothing",
         "recipe": {name: value for name, value in recipes[0].values().items() if name != "seed"},
-        "data": {
-            "name": Path(args.data).resolve().name,
-            **{key: described[key] for key in ("classes", "counts", "split", "fingerprint")},
-        },
+        "data": describe_source(args.data, load_images(args.data, recipes[0]), recipes[0]),
         "machine": machine,
     }
-    check_output(args.output, about)
     work = {
         f"{name} | {share} % | seed {recipe.seed}": (one_run, (args.data, recipe, name, share, threads))
         for recipe in recipes

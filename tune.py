@@ -2,13 +2,15 @@
 """Compare recipes, or search for a better one, on a validation part of the training split. The test
 split is never looked at.
 
-    python tune.py --data dataset.zip --trials studies/trials.toml --output studies/mine.json
+    python tune.py --data dataset.zip --diary studies/diary.toml --output diary.json
+    python tune.py --data dataset.zip --trials trials.toml --output trials.json
     python tune.py --data dataset.zip --budget 10m --output study.json
 
-With --trials each trial of the .toml is a recipe with some values changed. It is trained once for each
-fold: the training split is cut into as many parts, class by class, and each part in turn is held out
-to validate on. The output file gets each result as soon as it is there, failures too; called again,
-the command goes on where it stopped.
+With --diary one hyperparameter is changed at a time (diary.py), and each change is compared with the
+recipe itself; with --trials each trial of the .toml is a recipe with some values changed. Either
+trains once for each fold: the training split is cut into as many parts, class by class, and each part
+in turn is held out to validate on. The output file gets each result as soon as it is there, failures
+too; called again, the command goes on where it stopped.
 
 With --budget Optuna searches (search.py): the recipe itself first, then others, each trained on all
 folds but one and validated on that. The best is written to study.toml beside study.json. The same
@@ -25,9 +27,10 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
 from pathlib import Path
 
-from recipe import InputError, load_recipe, parse_setting, read_toml
+from recipe import InputError, Recipe, load_recipe, parse_setting, read_toml
 
 
 def folds_of(images, folds, seed):
@@ -63,11 +66,23 @@ def load_images(source, recipe):
     return images
 
 
-def train_and_score(images, recipe, threads=None):
+@lru_cache(maxsize=2)
+def _images(source, size, channels, split_seed):
+    return load_images(
+        source, Recipe(image_size=size, patch_size=size, channels=channels, split_seed=split_seed)
+    )
+
+
+def cached_images(source, recipe):
+    """As load_images, but a process that asks for the same pixels again has them at once."""
+    return _images(source, recipe.image_size, recipe.channels, recipe.split_seed)
+
+
+def train_and_score(images, recipe, threads=None, prepare=None):
     """Train on images.train, score images.test after the last epoch: a JSON-ready row.
 
-    A run that fails for its values (a loss that is no number, a size that fits nowhere) gives a row
-    with "failed" in place of the scores.
+    `prepare` may change the new model before it is trained. A run that fails for its values (a loss that is
+    no number, a size that fits nowhere) gives a row with "failed" in place of the scores.
     """
     import torch
 
@@ -81,6 +96,8 @@ def train_and_score(images, recipe, threads=None):
     start = time.perf_counter()
     try:
         model = train.make_model(recipe, len(images.classes)).to(device)
+        if prepare:
+            prepare(model)
         loaders = data.make_loaders(images, recipe, device)
         for row in train.fit(model, *loaders, recipe, precision=precision, log=lambda line: None):
             last = row
@@ -106,14 +123,54 @@ def share_cores(jobs):
     return threads, describe_machine(choose_device()) | {"threads": threads, "jobs": jobs}
 
 
+def describe_source(source, images, recipe):
+    """What a results file says of the images that it is about."""
+    import data
+
+    described = data.describe_data(images, recipe)
+    return {"name": Path(source).resolve().name} | {
+        key: described[key] for key in ("classes", "counts", "split", "fingerprint")
+    }
+
+
+def open_results(path, about):
+    """The results to go on with, {**about, "rows": {...}}: those in the file, or none yet.
+
+    InputError where the file holds something else, or results of another recipe, data or folds. The
+    machine and the name of the data may differ.
+    """
+
+    def told(record):
+        rest = {key: value for key, value in record.items() if key not in ("machine", "rows", "data")}
+        data = {key: value for key, value in record.get("data", {}).items() if key != "name"}
+        return json.loads(json.dumps([rest, data]))
+
+    if not path.is_file():
+        if not path.resolve().parent.is_dir():
+            raise InputError(f"--output {path}: there is no folder {path.parent}; make it first")
+        return about | {"rows": {}}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        ours = record["what"] == about["what"] and isinstance(record["rows"], dict)
+        there = told(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        ours = False
+    if not ours:
+        raise InputError(f"--output {path} holds no results of this command: name another file")
+    if there != told(about):
+        raise InputError(f"--output {path} holds runs of another recipe, data or folds: name another file")
+    return record
+
+
 def run_all(work, jobs, path, about):
     """Run {key: (function, arguments)} in `jobs` processes, keeping each row in the JSON at `path`.
 
-    Keys already there are not run again. Yields (key, row, number done, number in all).
+    Keys already there are not run again. Yields (key, row, number done, number in all). InputError as
+    in open_results.
     """
     from record import write_record
 
-    record = json.loads(path.read_text()) if path.is_file() else about | {"rows": {}}
+    record = open_results(path, about)
     rows, todo = record["rows"], {key: call for key, call in work.items() if key not in record["rows"]}
     done = len(work) - len(todo)
     for key in work.keys() - todo.keys():
@@ -130,7 +187,7 @@ def run_all(work, jobs, path, about):
 
 
 def _trial(source, recipe, fold, folds, seed, threads):
-    images = list(folds_of(load_images(source, recipe), folds, seed))[fold]
+    images = list(folds_of(cached_images(source, recipe), folds, seed))[fold]
     return {"recipe": recipe.values()} | train_and_score(images, recipe, threads)
 
 
@@ -139,6 +196,11 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--data", required=True, metavar="PATH", help="zip or folder, as for run.py")
+    parser.add_argument(
+        "--diary",
+        metavar="TOML",
+        help="one thing at a time: tables [start] and [values], see studies/diary.toml",
+    )
     parser.add_argument(
         "--trials",
         metavar="TOML",
@@ -166,7 +228,9 @@ def main(argv=None):
     )
     parser.add_argument("--folds", type=int, default=4, metavar="N", help="parts, 2 to 20 (default: 4)")
     parser.add_argument("--fold-seed", type=int, default=0, metavar="N", help="seed of the cut (default: 0)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="compare: runs at once (default: 1)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs at once, not for a search (default: 1)"
+    )
     parser.add_argument(
         "--output", required=True, type=Path, metavar="JSON", help="results; goes on from there"
     )
@@ -176,17 +240,24 @@ def main(argv=None):
             raise InputError(f"--folds must be from 2 to 20, not {args.folds}")
         if args.jobs < 1:
             raise InputError(f"--jobs must be 1 or more, not {args.jobs}")
-        if (args.trials is None) == (args.budget is None):
-            raise InputError("give either --trials to compare recipes or --budget to search for one")
+        if sum(way is not None for way in (args.diary, args.trials, args.budget)) != 1:
+            raise InputError(
+                "give one of --diary to change one thing at a time, --trials to compare recipes, "
+                "--budget to search for one"
+            )
         if args.budget:
             search_recipe(args)
+        elif args.diary:
+            keep_diary(args)
         else:
             compare(args, load_trials(args))
     except InputError as error:
         print(f"tune.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        where = args.output if args.trials else args.storage or args.output.with_suffix(".journal")
+        where = args.output
+        if args.budget:
+            where = args.storage or args.output.with_suffix(".journal")
         if "://" in str(where):
             where = "the study in the database"  # its address may hold a password
         print(f"tune.py: stopped; the same command goes on from {where}", file=sys.stderr)
@@ -197,7 +268,7 @@ def main(argv=None):
 def load_trials(args):
     """{name: Recipe} of the file --trials."""
     if args.set or args.storage or args.fold is not None:
-        raise InputError("--set, --storage and --fold go with --budget; --trials sets values in its file")
+        raise InputError("--set, --storage and --fold don't go with --trials, which sets values in its file")
     trials = read_toml(args.trials).get("trials")
     if not isinstance(trials, dict) or not all(isinstance(t, dict) for t in trials.values()):
         raise InputError(f'{args.trials}: it needs a table [trials] of lines like "name" = {{ epochs = 9 }}')
@@ -273,6 +344,38 @@ def search_recipe(args):
             f"no trial of the search succeeded: {args.output} says why; give it a larger --budget"
         )
     print("", *search.table_of(record), f"{args.output}, and the recipe: {toml}", sep="\n")
+
+
+def keep_diary(args):
+    """Run what the diary lacks, and print all of it. -> its summary"""
+    import diary
+
+    if args.storage or args.fold is not None:
+        raise InputError("--storage and --fold go with --budget")
+    given = load_recipe(args.recipe, map(parse_setting, args.set))
+    base, settings = diary.load_diary(args.diary, given)
+    threads, machine = share_cores(args.jobs)
+    about = {
+        "what": "one hyperparameter changed at a time, errors on validation folds of the training split; "
+        "the test split was not used",
+        "name": Path(args.recipe).stem,
+        "recipe": {name: value for name, value in base.values().items() if name != "seed"},
+        "folds": args.folds,
+        "fold_seed": args.fold_seed,
+        "data": describe_source(args.data, load_images(args.data, base), base),
+        "machine": machine,
+    }
+    work = diary.work_of(args.data, base, settings, args.folds, args.fold_seed, threads)
+    start = time.monotonic()
+    already = None
+    for key, row, done, of in run_all(work, args.jobs, args.output, about):
+        already = done - 1 if already is None else already
+        left = (time.monotonic() - start) / (done - already) * (of - done)
+        result = row.get("failed") or f"{row['errors']}/{row['images']} wrong, loss {row['loss']:.3f}"
+        print(f"{done}/{of}  {key}: {result}; about {left / 60:.0f} min left", flush=True)
+    table = diary.summary(json.loads(args.output.read_text("utf-8")))
+    print("", *diary.table_of(table), sep="\n")
+    return table
 
 
 def compare(args, recipes):

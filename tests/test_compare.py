@@ -147,7 +147,7 @@ def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys):
 
     assert compare.main([*args, "--epochs", "3"]) == 2
     said = capsys.readouterr().err
-    assert "another recipe or other images" in said
+    assert "another recipe, data or folds" in said
     assert said.count("\n") == 1
     assert json.loads(output.read_text())["rows"] == again
 
@@ -208,15 +208,19 @@ def test_summary_is_the_hand_count(capsys):
     assert cnn["accuracy"] == pytest.approx(0.715)
     assert cnn["pairs"] == 3
     assert cnn["difference"] == pytest.approx(0, abs=1e-12)
-    assert cnn["standard_error"] == pytest.approx(0.01)
+    # Student's t for 95 % and two degrees of freedom is 4.303 in any table; the standard error is 1 point.
+    assert (cnn["low"], cnn["high"]) == (pytest.approx(-0.04303, abs=1e-5), pytest.approx(0.04303, abs=1e-5))
     assert cnn["within_noise"] is True
     assert cnn["at_vit_seconds"] == pytest.approx(0.46)  # 40 s: its first epoch, 30 s
     # +22, +22, +25 points: mean 23, standard deviation sqrt(3)
     assert resnet["difference"] == pytest.approx(0.23)
-    assert resnet["standard_error"] == pytest.approx(0.01)
+    assert (resnet["low"], resnet["high"]) == (
+        pytest.approx(0.18697, abs=1e-5),
+        pytest.approx(0.27303, abs=1e-5),
+    )
     assert resnet["within_noise"] is False
     assert resnet["at_vit_seconds"] is None  # no epoch of it ends within 40 s
-    assert (few["sd"], few["standard_error"], few["within_noise"]) == (None, None, True)
+    assert (few["sd"], few["low"], few["within_noise"]) == (None, None, True)
 
     compare.print_summary(record)
     lines = capsys.readouterr().out.splitlines()
@@ -252,5 +256,5 @@ def test_another_file_is_not_written_over(tmp_path, capsys, images, text):
     output.write_text(text)
     args = ["--data", str(tmp_path / "d"), "--output", str(output)]
     assert compare.main(args) == 2
-    assert "is no record of compare.py" in capsys.readouterr().err
+    assert "holds no results of this command" in capsys.readouterr().err
     assert output.read_text() == text

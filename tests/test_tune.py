@@ -337,8 +337,8 @@ def test_other_settings_do_not_join_a_study(tmp_path, search_args, capsys):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ([], "either --trials to compare recipes or --budget"),
-        (["--budget", "3", "--trials", "x.toml"], "either --trials to compare recipes or --budget"),
+        ([], "--trials to compare recipes, --budget to search"),
+        (["--budget", "3", "--trials", "x.toml"], "--trials to compare recipes, --budget to search"),
         (["--budget", "0"], "--budget 0: give a number of trials"),
         (["--budget", "10x"], "--budget 10x: give"),
         (["--budget=-3m"], "--budget -3m: give"),
@@ -348,7 +348,9 @@ def test_other_settings_do_not_join_a_study(tmp_path, search_args, capsys):
         (["--budget", "3", "--set", "dims=3"], "did you mean dim?"),
         (["--budget", "3", "--output", "nowhere/o.json"], "there is no folder nowhere"),
         (["--budget", "3", "--output", "o.toml"], "name it .json"),
-        (["--trials", "x.toml", "--set", "dim=3"], "go with --budget"),
+        (["--trials", "x.toml", "--set", "dim=3"], "don't go with --trials"),
+        (["--diary", "x.toml", "--fold", "1"], "go with --budget"),
+        (["--diary", "x.toml"], "can't read x.toml"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_in_one_line(tmp_path, monkeypatch, capsys, extra, message):
