@@ -38,7 +38,7 @@ import data
 import train
 from diary import interval
 from recipe import InputError, load_recipe
-from tune import cached_images, describe_source, load_images, run_all, share_cores
+from tune import cached_images, describe_source, load_images, run_all, say_at_once, share_cores
 
 
 class BasicBlock(nn.Module):
@@ -245,7 +245,8 @@ def mean(values):
 
 
 def summary(record):
-    """The table of a record: a JSON-ready row for each share and network, largest share first.
+    """A comparison for the report, JSON-ready: its recipe, data, machine, date, and in `rows` one for each
+    share and network, largest share first.
 
     Means over the seeds of accuracy (0 to 1), seconds of training, and images a second in training
     (train_rate) and inference (inference_rate); `sd` is the sample standard deviation of the
@@ -289,41 +290,47 @@ def summary(record):
                 "within_noise": (low is None or low <= 0 <= high) if pairs else None,
             }
         )
-    return table
+    return {
+        "recipe": record["recipe"],
+        "data": record["data"],
+        "machine": record["machine"],
+        "date": max(row["date"] for row in record["rows"].values()),
+        "rows": table,
+    }
 
 
 def shown(value, form, scale=1):
     return "-" if value is None else format(value * scale, form)
 
 
-def print_summary(record):
-    """The table and the differences, for the terminal. Accuracies in %."""
-    table = summary(record)
-    print(
+def table_of(summary):
+    """The summary as lines for the terminal: the table and the differences, accuracies in %."""
+    rows = summary["rows"]
+    yield (
         f"\n{'model':9} {'share':>6} {'runs':>4} {'accuracy':>9} {'sd':>5} {'parameters':>11} "
         f"{'M mult-adds':>11} {'s train':>8} {'images/s':>8} {'in ViT s':>8}"
     )
-    for row in table:
-        print(
+    for row in rows:
+        yield (
             f"{row['model']:9} {row['share']:4} % {row['runs']:4} {shown(row['accuracy'], '9.2f', 100):>9} "
             f"{shown(row['sd'], '5.2f', 100):>5} {shown(row['parameters'], ','):>11} "
             f"{shown(row['mult_adds'], '.1f', 1e-6):>11} {shown(row['seconds'], '.0f'):>8} "
             f"{shown(row['inference_rate'], '.0f'):>8} {shown(row['at_vit_seconds'], '.2f', 100):>8}"
             + (f"  {row['failed']} failed" if row["failed"] else "")
         )
-    print("images/s: inference; in ViT s: accuracy reached in the ViT's seconds of training")
-    compared = [row for row in table if row["pairs"]]
+    yield "images/s: inference; in ViT s: accuracy reached in the ViT's seconds of training"
+    compared = [row for row in rows if row["pairs"]]
     if compared:
-        print("\nViT minus the other, accuracy in percentage points, over the seeds that both have")
+        yield "\nViT minus the other, accuracy in percentage points, over the seeds that both have"
     for row in compared:
-        print(
+        yield (
             f"{row['model']:9} {row['share']:4} % {row['pairs']:4} {100 * row['difference']:+9.2f} "
             f"(95 %: {shown(row['low'], '+.2f', 100)} to {shown(row['high'], '+.2f', 100)})"
             + ("  within noise" if row["within_noise"] else "")
         )
 
 
-def main(argv=None):
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -341,7 +348,11 @@ def main(argv=None):
     parser.add_argument(
         "--output", required=True, type=Path, metavar="JSON", help="results; goes on from there"
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
     try:
         compare(args)
     except InputError as error:
@@ -353,7 +364,7 @@ def main(argv=None):
     return 0
 
 
-def compare(args):
+def compare(args, say=say_at_once):
     """Run all that is asked for and not there yet, and print the table. InputError as above."""
     for name in args.models:
         if name not in MODELS:
@@ -380,10 +391,10 @@ def compare(args):
         for share in args.shares
         for name in args.models
     }
-    for key, row, done, of in run_all(work, args.jobs, args.output, about):
+    for key, row, so_far in run_all(work, args.jobs, args.output, about):
         result = row.get("failed") or f"{row['accuracy']:.2%} in {row['seconds']:.0f} s"
-        print(f"{done}/{of}  {key}: {result}", flush=True)
-    print_summary(json.loads(args.output.read_text("utf-8")))
+        say(f"{so_far}  {key}: {result}")
+    say("\n".join(table_of(summary(json.loads(args.output.read_text("utf-8"))))))
 
 
 if __name__ == "__main__":

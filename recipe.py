@@ -6,6 +6,7 @@ in the run record, and written into the submitted `.py`.
 
 import dataclasses
 import difflib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,6 +82,10 @@ class Recipe:
     def values(self):
         """All values by name, in order: JSON-ready."""
         return dataclasses.asdict(self)
+
+    def as_toml(self):
+        """The text of a `.toml` with all values."""
+        return "".join(f"{name} = {json.dumps(value)}\n" for name, value in self.values().items())
 
 
 def _checked(f, value):

@@ -28,6 +28,8 @@ examples:
   python run.py --student-id 0812345                        try it: drawn demonstration images
   python run.py --student-id 0812345 --data dataset.zip     your images: a zip or a folder
   python run.py --student-id 0812345 --name "Lin Mei" --set epochs=120 --set learning_rate=5e-4
+  python run.py --student-id 0812345 --data dataset.zip --study --budget 1h
+                                                            search for a recipe first, train the best
   python run.py --student-id 0812345 --answers my_answers --report-only
                                                             new words, same measurements
   python run.py --verify outputs/0812345                    does the bundle hold what its PDF states?
@@ -72,6 +74,32 @@ def parse_args(argv=None):
         help="change one hyperparameter of the recipe (repeatable; list below)",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="training seed, the same as --set seed=N")
+    parser.add_argument(
+        "--study",
+        action="store_true",
+        help="first search for a better recipe on a validation part of the training split, then train that",
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="HOW MUCH",
+        help="of --study: 90s, 10m, 2h, or a number of trials (default: 10m)",
+    )
+    parser.add_argument(
+        "--diary",
+        metavar="JSON",
+        nargs="?",
+        const="fresh",
+        help="the ablation diary that question 7 shows: results of tune.py --diary, or without a file make "
+        "them now, in hours on a CPU (default: the recorded one of NEU-CLS, as recorded)",
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="JSON",
+        nargs="?",
+        const="fresh",
+        help="the ViT beside a CNN in question 8: results of compare.py, or without a file make them now, in "
+        "an hour on a CPU (default: as for --diary)",
+    )
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda", "mps"),
@@ -183,6 +211,11 @@ def report_only(args, student_id, screen):
             raise InputError(f"{path} was written by another version: run again with --force")
         if args.name:
             record["student"]["name"] = args.name
+        if args.diary or args.compare:
+            import findings
+
+            named = findings.load_findings(args.diary, args.compare)
+            record["findings"] |= {kind: found for kind, found in named.items() if found and found["fresh"]}
         pdf = bundle_names(student_id)[0]
         draw_report(record, folder / pdf, folder / "run", args.answers, screen)
         record["files"][pdf] = sha256(folder / pdf)
@@ -210,7 +243,12 @@ def _from(path, folder):
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
-def train_and_report(args, student_id, recipe, screen):
+def has_studies(args):
+    """Whether a study is to be made within the run, which adds a stage."""
+    return args.study or "fresh" in (args.diary, args.compare)
+
+
+def train_and_report(args, student_id, recipe, settings, screen):
     """The whole job: images to bundle. Nothing is in the output folder before all of it is done."""
     from console import clock
 
@@ -228,6 +266,7 @@ def train_and_report(args, student_id, recipe, screen):
 
         import checkpoint
         import data
+        import findings
         import inspection
         import record as rec
         import train
@@ -240,6 +279,23 @@ def train_and_report(args, student_id, recipe, screen):
         machine = rec.describe_machine(device)
         name = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
         screen.say(f"{device.type} ({name}), {precision}; recipe {Path(args.recipe).stem}")
+
+    recipe_name = Path(args.recipe).stem
+    if not args.resume:
+        studies = screen.stage("Studies") if has_studies(args) else contextlib.nullcontext()
+        with studies:
+            better, found = findings.make_studies(
+                folder.with_name(f"{folder.name}-studies"),
+                args.data or data.default_source() or "demo",
+                recipe,
+                settings,
+                budget=(args.budget or "10m") if args.study else None,
+                diary=args.diary,
+                comparison=args.compare,
+                say=screen.say,
+            )
+            if better != recipe:
+                recipe, recipe_name = better, "search"
 
     with staged(folder, student_id, args.resume) as staging:
         run = staging.run
@@ -286,8 +342,9 @@ def train_and_report(args, student_id, recipe, screen):
             call = {
                 "source": [_from(source.folder, run), source.kind, source.name],
                 "fingerprint": facts["fingerprint"],
-                "recipe_name": Path(args.recipe).stem,
+                "recipe_name": recipe_name,
                 "recipe": recipe.values(),
+                "findings": found,
                 "precision": precision,
                 "name": args.name,
             }
@@ -354,6 +411,7 @@ def train_and_report(args, student_id, recipe, screen):
                 "history": history,
             },
             "results": results,
+            "findings": saved.call["findings"],
             **shown,
             "stages": screen.seconds,
             "files": {},
@@ -391,17 +449,25 @@ def main(argv=None):
         if args.seed is not None:
             settings.append(("seed", args.seed))
         recipe = load_recipe(args.recipe, settings)
-        if args.resume and (settings or args.data or args.recipe != "default"):
+        own = settings or args.data or args.recipe != "default" or args.diary or args.compare or args.study
+        if args.resume and own:
             raise InputError(
                 "--resume goes on with the run's own data and recipe: leave --data, --recipe, "
-                "--set and --seed out"
+                "--set, --seed and studies out"
+            )
+        if args.budget and not args.study:
+            raise InputError("--budget goes with --study")
+        if args.report_only and has_studies(args):
+            raise InputError(
+                "--report-only makes no study: name the JSON of one, --diary JSON or --compare JSON"
             )
         check_bundle = not (args.no_verify or args.report_only)  # new words change no measurement
-        screen = Screen(args.quiet, stages=1 if args.report_only else 6 + check_bundle)
+        stages = 1 if args.report_only else 6 + check_bundle + has_studies(args)
+        screen = Screen(args.quiet, stages)
         if args.report_only:
             paths, record = report_only(args, student_id, screen)
         else:
-            paths, record = train_and_report(args, student_id, recipe, screen)
+            paths, record = train_and_report(args, student_id, recipe, settings, screen)
         paths += zip_bundle(args.output_dir / student_id, student_id, args.zip)
         holds = True
         if check_bundle:

@@ -8,7 +8,6 @@ same one share the work.
 import contextlib
 import dataclasses
 import datetime
-import json
 import math
 import os
 import re
@@ -508,10 +507,34 @@ def write_results(path, study, base, settings, space, about):
         f"#     python run.py --student-id 0812345 --data dataset.zip --recipe {target.name}",
         "#",
     ]
-    values = dataclasses.replace(base, **row["changed"]).values()
-    lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
-    write_whole(target, "\n".join(lines) + "\n")
+    found = dataclasses.replace(base, **row["changed"])
+    write_whole(target, "\n".join(lines) + "\n" + found.as_toml())
     return record, target
+
+
+def summary(record):
+    """A search for the report, JSON-ready: its trials counted by how they ended, the recipe's own score and
+    the best one's on the validation part, what the best changed, and the importances."""
+    rows = record["trials"]
+    ended = [row for row in rows if row["state"] in ("complete", "pruned", "failed")]
+    shown = ("number", "changed", "accuracy", "loss", "epochs")
+    best = rows[record["best"]]
+    base = next((row for row in rows if row["base"] and row["state"] == "complete"), None)
+    return {
+        "recipe": record["recipe"],
+        "machine": record["machine"],
+        "date": record["date"],
+        "searched": list(record["searched"]),
+        "folds": record["settings"]["folds"],
+        "data": {"name": None, "fingerprint": record["settings"]["data"]},
+        "states": {
+            state: sum(row["state"] == state for row in ended) for state in ("complete", "pruned", "failed")
+        },
+        "seconds": sum(row["seconds"] for row in ended),
+        "base": base and {name: base[name] for name in shown},
+        "best": {name: best[name] for name in shown},
+        "importances": record["importances"],
+    }
 
 
 def table_of(record):

@@ -165,16 +165,25 @@ def open_results(path, about):
 def run_all(work, jobs, path, about):
     """Run {key: (function, arguments)} in `jobs` processes, keeping each row in the JSON at `path`.
 
-    Keys already there are not run again. Yields (key, row, number done, number in all). InputError as
-    in open_results.
+    Keys already there are not run again. Yields (key, row, "3/9, about 5 min left"). InputError as in
+    open_results.
     """
+    from console import clock
     from record import write_record
 
     record = open_results(path, about)
     rows, todo = record["rows"], {key: call for key, call in work.items() if key not in record["rows"]}
-    done = len(work) - len(todo)
+    start, done = time.monotonic(), 0
+
+    def so_far():
+        line = f"{len(work) - len(todo) + done}/{len(work)}"
+        if not 0 < done < len(todo):
+            return line
+        left = (time.monotonic() - start) / done * (len(todo) - done)
+        return f"{line}, about {clock(left)} left"
+
     for key in work.keys() - todo.keys():
-        yield key, rows[key], done, len(work)
+        yield key, rows[key], so_far()
     # Fresh processes: a copy of this one would inherit PyTorch's threads as they stand, and hang.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(function, *args): key for key, (function, args) in todo.items()}
@@ -183,7 +192,7 @@ def run_all(work, jobs, path, about):
             rows[key] = future.result() | {"date": datetime.datetime.now().isoformat(timespec="seconds")}
             write_record(path, record)
             done += 1
-            yield key, rows[key], done, len(work)
+            yield key, rows[key], so_far()
 
 
 def _trial(source, recipe, fold, folds, seed, threads):
@@ -191,7 +200,7 @@ def _trial(source, recipe, fold, folds, seed, threads):
     return {"recipe": recipe.values()} | train_and_score(images, recipe, threads)
 
 
-def main(argv=None):
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -234,7 +243,11 @@ def main(argv=None):
     parser.add_argument(
         "--output", required=True, type=Path, metavar="JSON", help="results; goes on from there"
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
     try:
         if not 2 <= args.folds <= 20:
             raise InputError(f"--folds must be from 2 to 20, not {args.folds}")
@@ -275,8 +288,12 @@ def load_trials(args):
     return {name: load_recipe(args.recipe, changed.items()) for name, changed in trials.items()}
 
 
-def search_recipe(args):
-    """Search from the recipe --recipe, and write and print what was found."""
+def say_at_once(line):
+    print(line, flush=True)
+
+
+def search_recipe(args, say=say_at_once):
+    """Search from the recipe --recipe, and write and print what was found. -> the search's record"""
     try:
         from optuna.exceptions import StorageInternalError
     except ModuleNotFoundError:
@@ -326,9 +343,6 @@ def search_recipe(args):
     first = search.params_of(base, space)
     about["machine"] = describe_machine(choose_device())
 
-    def say(line):
-        print(line, flush=True)
-
     try:
         storage = search.open_storage(args.storage or args.output.with_suffix(".journal"))
         study = search.open_study(storage, args.output.stem, settings | base.values(), first, base.epochs)
@@ -343,11 +357,12 @@ def search_recipe(args):
         raise InputError(
             f"no trial of the search succeeded: {args.output} says why; give it a larger --budget"
         )
-    print("", *search.table_of(record), f"{args.output}, and the recipe: {toml}", sep="\n")
+    say("\n".join(["", *search.table_of(record), f"{args.output}, and the recipe: {toml}"]))
+    return record
 
 
-def keep_diary(args):
-    """Run what the diary lacks, and print all of it. -> its summary"""
+def keep_diary(args, say=say_at_once):
+    """Run what the diary lacks, and print all of it."""
     import diary
 
     if args.storage or args.fold is not None:
@@ -366,16 +381,11 @@ def keep_diary(args):
         "machine": machine,
     }
     work = diary.work_of(args.data, base, settings, args.folds, args.fold_seed, threads)
-    start = time.monotonic()
-    already = None
-    for key, row, done, of in run_all(work, args.jobs, args.output, about):
-        already = done - 1 if already is None else already
-        left = (time.monotonic() - start) / (done - already) * (of - done)
+    for key, row, so_far in run_all(work, args.jobs, args.output, about):
         result = row.get("failed") or f"{row['errors']}/{row['images']} wrong, loss {row['loss']:.3f}"
-        print(f"{done}/{of}  {key}: {result}; about {left / 60:.0f} min left", flush=True)
+        say(f"{so_far}  {key}: {result}")
     table = diary.summary(json.loads(args.output.read_text("utf-8")))
-    print("", *diary.table_of(table), sep="\n")
-    return table
+    say("\n".join(["", *diary.table_of(table)]))
 
 
 def compare(args, recipes):
@@ -393,10 +403,10 @@ def compare(args, recipes):
         for name, recipe in recipes.items()
     }
     totals = {name: [] for name in recipes}
-    for key, row, done, of in run_all(work, args.jobs, args.output, about):
+    for key, row, so_far in run_all(work, args.jobs, args.output, about):
         totals[key.rpartition(" | ")[0]].append(row)
         result = row.get("failed") or f"{row['errors']}/{row['images']} wrong, loss {row['loss']:.3f}"
-        print(f"{done}/{of}  {key}: {result}", flush=True)
+        say_at_once(f"{so_far}  {key}: {result}")
     print(f"\n{'trial':40} {'folds':>5} {'wrong':>6} {'accuracy':>9} {'loss':>7} {'s each':>7}")
     whole = {name: rows for name, rows in totals.items() if not any("failed" in row for row in rows)}
     for name, rows in sorted(whole.items(), key=lambda item: sum(row["errors"] for row in item[1])):

@@ -44,9 +44,9 @@ def main(argv=None):
                 work[f"split {split} | seed {seed}"] = (one_run, (args.data, recipe, threads))
         about = {"what": f"test accuracy of the recipe {args.recipe}", "machine": machine}
         rows = {}
-        for key, row, done, of in run_all(work, args.jobs, args.output, about):
+        for key, row, so_far in run_all(work, args.jobs, args.output, about):
             rows[key] = row
-            print(f"{done}/{of}  {key}: {row.get('failed') or 1 - row['errors'] / row['images']}", flush=True)
+            print(f"{so_far}  {key}: {row.get('failed') or 1 - row['errors'] / row['images']}", flush=True)
     except InputError as error:
         print(f"seeds.py: {error}", file=sys.stderr)
         return 2

@@ -85,6 +85,9 @@ QUESTIONS = [
 ]
 
 
+NETWORKS = {"vit": "ViT", "cnn": "CNN", "resnet18": "ResNet-18"}  # compare.py's, as the report calls them
+
+
 class Markdown(str):
     """Text that is Markdown already; all other text is escaped when an answer looks it up."""
 
@@ -108,6 +111,31 @@ def whole(number):
     return Markdown(f"{number:,}")
 
 
+def points(difference, digits=1):
+    """0.0312 -> "+3.1": a difference of shares in percentage points, with a true minus sign."""
+    number = round(100 * difference, digits) + 0.0  # no minus before a zero
+    return Markdown(f"{number:+.{digits}f}".replace("-", "−") if number else f"{number:.{digits}f}")
+
+
+def setting(value):
+    """A hyperparameter's value as a table shows it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else value
+
+
+def changed_to(row):
+    """A diary's row in words: "depth 9", "no mixup"."""
+    name, value = row["name"], row["value"]
+    if value in (False, "off") or (
+        value == 0 and name in ("mixup", "crop", "label_smoothing", "weight_decay")
+    ):
+        return f"no {name}"
+    if name == "muon_learning_rate" and value == 0:
+        return "AdamW in place of Muon"
+    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+
+
 def code(name, start=None, end=None):
     """An excerpt of vit.py as a fenced block that names its lines."""
     text, first, last = source.excerpt("vit.py", name, start, end)
@@ -119,9 +147,56 @@ def _environment():
     environment = SandboxedEnvironment(
         undefined=jinja2.StrictUndefined, finalize=_plain, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals.update(code=code, min=min, max=max, round=round, sum=sum)
-    environment.filters.update(percent=percent, whole=whole)
+    environment.globals.update(
+        code=code,
+        setting=setting,
+        changed_to=changed_to,
+        networks=NETWORKS,
+        min=min,
+        max=max,
+        round=round,
+        sum=sum,
+    )
+    environment.filters.update(percent=percent, whole=whole, points=points, setting=setting)
     return environment
+
+
+def source_of(finding, record):
+    """Where a study's figures come from, to stand in a sentence: "..., recorded on 2026-11-25 (...)"."""
+    if finding is None:
+        return None
+    machine, data = finding["machine"], finding["data"]
+    where = f"{finding['date'][:10]}, {machine['gpu'] or machine['processor']}, {machine['cores']} cores"
+    same = data["fingerprint"] == record["data"]["fingerprint"]
+    images = "this run’s images" if same else f"other images ({data['name']})"
+    if finding["fresh"]:
+        return f"measured on {images} for this report; {where}"
+    return f"recorded on {images}, not measured in this run; {where}; studies/{finding['file']}"
+
+
+def _sentence(text):
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def captions_of(found, record):
+    """The captions of the figures that show studies, None where there is no study."""
+    diary, comparison = found["diary"], found["comparison"]
+    captions = {"diary_caption": None, "shares_caption": None}
+    if diary:
+        start = diary["start"]
+        captions["diary_caption"] = (
+            "The ablation diary: one value changed at a time, and what it does to the validation accuracy of "
+            f"{percent(start['accuracy'])} that the recipe “{diary['name']}” has after "
+            f"{diary['recipe']['epochs']} epochs, in percentage points (mean and 95 % interval of "
+            f"{start['runs']} paired runs). Hollow: the interval holds zero. Each panel has its own scale. "
+            f"{_sentence(source_of(diary, record))}"
+        )
+    if comparison:
+        captions["shares_caption"] = (
+            f"Test accuracy on all and on fewer training images: mean and standard deviation over seeds, "
+            f"{comparison['recipe']['epochs']} epochs. {_sentence(source_of(comparison, record))}"
+        )
+    return captions
 
 
 def lookups(record):
@@ -140,6 +215,12 @@ def lookups(record):
     )
     bins = results["calibration"]["bins"]
     confidence = sum(b["images"] * b["confidence"] for b in bins if b["images"]) / results["total"]
+    found = record["findings"]
+    diary = found["diary"]
+    effects = {}
+    for row in diary["rows"] if diary else ():
+        if row["difference"] is not None:
+            effects.setdefault(row["name"], []).append(row)
     by_recall = sorted(results["per_class"], key=lambda name: results["per_class"][name]["recall"])
     return {
         "recipe": recipe,
@@ -160,6 +241,21 @@ def lookups(record):
         "inner_dim": recipe.heads * recipe.dim_head,
         "confusions": confusions,
         "mean_confidence": confidence,
+        # Studies, each None where there is none; where they come from; the diary's rows by name.
+        **found,
+        **{f"{kind}_source": source_of(finding, record) for kind, finding in found.items()},
+        "effects": effects,
+        "diary_differs": [
+            name
+            for name, value in (diary["recipe"].items() if diary else ())
+            if name not in ("epochs", "warmup_epochs", "split_seed") and getattr(recipe, name) != value
+        ],
+        **captions_of(found, record),
+        "second_right": sum(
+            sorted(p["confidences"])[-2] == p["confidences"][classes.index(p["true"])]
+            for p in results["predictions"]
+            if p["true"] != p["predicted"]
+        ),
         "hardest": by_recall[0],
         "easiest": by_recall[-1],
     }
@@ -291,11 +387,11 @@ def _sample_names():
     """What `lookups` offers, without a record."""
     counts = {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}
     results = {"confusion_matrix": [], "per_class": {"a": {"recall": 1}}, "total": 1}
-    results["calibration"] = {"bins": []}
+    results |= {"calibration": {"bins": []}, "predictions": []}
     data = {"classes": [], "counts": counts, "demonstration": False}
     recipe = {"values": Recipe().values()}
     training = {"history": []}
-    parts = {"model": {}, "machine": {}}
+    parts = {"model": {}, "machine": {}, "findings": dict.fromkeys(("search", "diary", "comparison"))}
     return lookups(dict(parts, recipe=recipe, results=results, data=data, training=training))
 
 

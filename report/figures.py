@@ -21,6 +21,7 @@ from matplotlib import font_manager
 from matplotlib.ticker import MaxNLocator
 
 from report import fonts
+from report.answers import NETWORKS, changed_to, points
 
 WIDTH = 6.5  # inches: the report's text width
 SMALL = 7.5  # points
@@ -227,6 +228,81 @@ def draw_calibration(calibration):
     right.margins(y=0.12)
     for axes in (left, right):
         axes.set_xticks(np.linspace(0, 1, 6))
+    return figure
+
+
+def draw_diary(diary):
+    """Paired differences of validation accuracy with their intervals, one line a changed value, in the
+    order of the largest effect of each hyperparameter."""
+    rows = [row for row in diary["rows"] if row["difference"] is not None]
+    largest = {}
+    for row in rows:
+        largest[row["name"]] = max(largest.get(row["name"], 0), abs(row["difference"]))
+    order = list(largest)
+    rows.sort(key=lambda row: (-largest[row["name"]], order.index(row["name"]), row["difference"]))
+    half = -(-len(rows) // 2)
+    columns = [part for part in (rows[:half], rows[half:]) if part]
+    figure, panels = plt.subplots(
+        1, len(columns), figsize=(WIDTH, 0.75 + 0.165 * half), layout="constrained", squeeze=False
+    )
+    for axes, part in zip(panels[0], columns):
+        ends = [
+            100 * (row[key] if row[key] is not None else row["difference"])
+            for row in part
+            for key in ("low", "high")
+        ]
+        # One run that went astray widens its interval beyond all others: it may leave the panel.
+        means = [100 * row["difference"] for row in part]
+        span = max(max(map(abs, means)), 1.0)
+        low, high = max(min(ends), min(means) - 1.2 * span), min(max(ends), max(means) + 1.2 * span)
+        low, high = min(low, -0.5), max(high, 0.5)
+        axes.axvline(0, color="0.45", linewidth=0.8, linestyle=":")
+        for place, row in enumerate(part):
+            mean = 100 * row["difference"]
+            colour = "0.35" if row["within_noise"] else BLUE if mean > 0 else VERMILION
+            if row["low"] is not None:
+                axes.plot([100 * row["low"], 100 * row["high"]], [place, place], color=colour, linewidth=1.1)
+            face = "white" if row["within_noise"] else colour
+            axes.plot(mean, place, "o", markersize=4.2, color=colour, markerfacecolor=face, zorder=3)
+            axes.text(
+                1.01, place, points(row["difference"]), transform=axes.get_yaxis_transform(),
+                va="center_baseline", fontsize=SMALL, color=colour,
+            )  # fmt: skip
+        axes.set_yticks(range(len(part)), [changed_to(row) for row in part], fontsize=SMALL)
+        axes.set_ylim(half - 0.4, -0.6)
+        room = 0.04 * (high - low)
+        axes.set_xlim(low - room, high + room)
+        axes.set_xlabel("validation accuracy, points", fontsize=8)
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labelsize=SMALL)
+        axes.spines["left"].set_visible(False)
+    return figure
+
+
+def draw_shares(comparison):
+    """Accuracy of each network on all or few training images, mean and standard deviation over seeds."""
+    styles = {
+        "vit": {"color": BLUE, "marker": "o", "linestyle": "-"},
+        "cnn": {"color": VERMILION, "marker": "s", "linestyle": (0, (4, 1.5))},
+        "resnet18": {"color": "#006b4f", "marker": "^", "linestyle": (0, (1, 1.2))},
+    }
+    figure, axes = plt.subplots(figsize=(4.6, 2.5), layout="constrained")
+    counts = sorted({row["train_images"] for row in comparison["rows"] if row["runs"]})
+    for name, style in styles.items():
+        rows = [row for row in comparison["rows"] if row["model"] == name and row["runs"]]
+        rows.sort(key=lambda row: row["train_images"])
+        if rows:
+            axes.errorbar(
+                [row["train_images"] for row in rows],
+                [100 * row["accuracy"] for row in rows],
+                [100 * (row["sd"] or 0) for row in rows],
+                label=NETWORKS[name], markersize=4.5, linewidth=1.3, capsize=2.5, **style,
+            )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [f"{n:,}" for n in counts])
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel="training images", ylabel="test accuracy (%)")
+    axes.legend(frameon=False)
     return figure
 
 

@@ -180,7 +180,7 @@ def draw_figures(record, run):
     figures.use_report_type(_record_text(record))
     results, data = record["results"], record["data"]
     arrays = _arrays(run / record["arrays"])
-    return {
+    drawn = {
         "counts": figures.draw_counts(data["counts"]),
         "curves": figures.draw_history(record["training"]["history"], results["baseline"]),
         "confusion": figures.draw_confusion_matrix(results["confusion_matrix"], data["classes"]),
@@ -189,6 +189,11 @@ def draw_figures(record, run):
         "positions": figures.draw_positions(arrays["similarity"], arrays["rows"], arrays["columns"]),
         "filters": figures.draw_filters(arrays["filters"]),
     }
+    if record["findings"]["diary"]:
+        drawn["diary"] = figures.draw_diary(record["findings"]["diary"])
+    if record["findings"]["comparison"]:
+        drawn["shares"] = figures.draw_shares(record["findings"]["comparison"])
+    return drawn
 
 
 def render_html(record, run, answers_folder=None):
@@ -202,7 +207,7 @@ def render_html(record, run, answers_folder=None):
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=answers.percent, whole=answers.whole)
+    environment.filters.update(percent=answers.percent, whole=answers.whole, points=answers.points)
 
     def drawing(figure):
         svg = figures.as_svg(figure).encode()
@@ -224,6 +229,8 @@ def render_html(record, run, answers_folder=None):
         log=log_pieces((run / "training.log").read_text(encoding="utf-8"), history),
         settings=setting_columns(record["recipe"]["values"]),
         arrays=_arrays(run / record["arrays"]),
+        changed_to=answers.changed_to,
+        network=answers.NETWORKS,
         matrix_words=figures.confusion_words(
             record["results"]["confusion_matrix"], record["data"]["classes"]
         ),

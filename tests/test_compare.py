@@ -156,8 +156,12 @@ def test_a_network_that_cannot_be_trained_is_a_row_that_says_so(tmp_path):
     folder = make_folder(tmp_path / "d", {"a": 13, "b": 12})  # 9 + 8 images: the last batch has one
     row = compare.one_run(str(folder), tiny(), "resnet18", 100, torch.get_num_threads())
     assert "more than 1 value per channel" in row["failed"]
-    table = compare.summary({"rows": {"x": row}})
+    table = compare.summary(record_of({"x": row | {"date": "2026-01-01"}}))["rows"]
     assert (table[0]["runs"], table[0]["failed"], table[0]["accuracy"]) == (0, 1, None)
+
+
+def record_of(rows):
+    return json.loads(json.dumps({"rows": rows, "recipe": {}, "data": {}, "machine": {}}))
 
 
 def rows_of(name, accuracies, seconds, share=100):
@@ -166,6 +170,7 @@ def rows_of(name, accuracies, seconds, share=100):
             "model": name,
             "share": share,
             "seed": seed,
+            "date": f"2026-01-0{1 + seed}",
             "accuracy": accuracy,
             "train_images": 10,
             "parameters": 5,
@@ -182,15 +187,16 @@ def rows_of(name, accuracies, seconds, share=100):
     }
 
 
-def test_summary_is_the_hand_count(capsys):
+def test_summary_is_the_hand_count():
     rows = rows_of("cnn", {0: 0.90, 1: 0.91, 2: 0.95, 5: 0.10}, seconds=60)
     rows |= rows_of("resnet18", {0: 0.70, 1: 0.68, 2: 0.69}, seconds=300)
     rows |= rows_of("vit", {0: 0.92, 1: 0.90, 2: 0.94}, seconds=40)
     rows |= rows_of("vit", {0: 0.5}, seconds=4, share=10)
     rows |= rows_of("cnn", {0: 0.4}, seconds=4, share=10)
-    record = json.loads(json.dumps({"rows": rows}))
-    table = compare.summary(record)
-    assert json.loads(json.dumps(table)) == table
+    summary = compare.summary(record_of(rows))
+    assert json.loads(json.dumps(summary)) == summary
+    assert summary["date"] == "2026-01-06"
+    table = summary["rows"]
     assert [(row["model"], row["share"]) for row in table] == [
         ("vit", 100),
         ("cnn", 100),
@@ -222,8 +228,7 @@ def test_summary_is_the_hand_count(capsys):
     assert resnet["at_vit_seconds"] is None  # no epoch of it ends within 40 s
     assert (few["sd"], few["low"], few["within_noise"]) == (None, None, True)
 
-    compare.print_summary(record)
-    lines = capsys.readouterr().out.splitlines()
+    lines = list(compare.table_of(summary))
     assert sum("within noise" in line for line in lines) == 2
     assert any(line.split()[:5] == ["resnet18", "100", "%", "3", "+23.00"] for line in lines)
 

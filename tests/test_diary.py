@@ -142,6 +142,7 @@ def test_a_diary_keeps_every_result_goes_on_and_refuses_other_data(tmp_path, bas
     assert len(record["rows"]) == 10
     assert sum(record["rows"][f"start | fold {fold}"]["images"] for fold in (0, 1)) == 21  # 7 of each class
     assert "10/10" in said
+    assert "left" in said
     assert "the recipe itself" in said
     assert str(tmp_path) not in output.read_text()
 

@@ -1,0 +1,94 @@
+"""What studies found, for the report: the ablation diary, the ViT beside CNNs, the search for a recipe.
+
+A study of one's own is fresh. In place of one that was not made the report shows what studies/ holds of
+NEU-CLS, as recorded: with its date and machine, never as a result of the run.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from recipe import InputError, load_recipe
+from record import write_whole
+
+ROOT = Path(__file__).parent
+RECORDED = {"diary": "neu-cls-diary.json", "comparison": "neu-cls-compare.json"}
+FRESH = "fresh"  # in place of a file: make the study now
+
+# A search or diary within a run has trials of this schedule, or of the recipe's own if that is shorter.
+SHORT = {"epochs": 15, "warmup_epochs": 2.0}
+COMPARED_EPOCHS = 40
+
+
+def _summary(kind, path):
+    import compare
+    import diary
+    import search
+
+    of_kind = {"diary": diary.summary, "comparison": compare.summary, "search": search.summary}[kind]
+    command = {"diary": "tune.py --diary", "comparison": "compare.py", "search": "tune.py --budget"}[kind]
+    try:
+        return of_kind(json.loads(Path(path).read_text("utf-8")))
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise InputError(f"{path} holds no results of {command}") from None
+
+
+def load_findings(diary=None, comparison=None, search=None):
+    """{kind: summary or None} of results files, of recorded ones where None is given.
+
+    A summary is that of diary.py, compare.py or search.py with `fresh`, whether it is the user's own,
+    and `file`, the name of its file. InputError where a file holds something else.
+    """
+    found = {}
+    for kind, path in {"search": search, "diary": diary, "comparison": comparison}.items():
+        fresh = path is not None
+        path = path or (kind in RECORDED and ROOT / "studies" / RECORDED[kind])
+        there = path and (fresh or Path(path).is_file())
+        found[kind] = _summary(kind, path) | {"fresh": fresh, "file": Path(path).name} if there else None
+    return found
+
+
+def make_studies(folder, source, recipe, settings, *, budget, diary, comparison, say):
+    """Make the studies that are asked for, in `folder`, going on with what lies there.
+
+    source: zip or folder; recipe: the run's; settings: (name, value) pairs of it that a search keeps;
+    budget: of the search, or None for none; diary, comparison: FRESH, a results file, or None.
+    -> (recipe, findings); the recipe is the best one found where a search was made.
+    """
+    import compare as cnns
+    import tune
+    from train import choose_device
+
+    if not (budget or FRESH in (diary, comparison)):
+        return recipe, load_findings(diary, comparison)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = folder / "recipe.toml"
+    write_whole(start, recipe.as_toml())
+    where = ["--data", str(source), "--recipe", str(start)]
+    jobs = ["--jobs", str(1 if choose_device().type == "cuda" else min(4, os.cpu_count() or 1))]
+    searched = None
+    if budget:
+        searched = folder / "search.json"
+        short = {name: value for name, value in SHORT.items() if value < getattr(recipe, name)}
+        kept = [f"--set={name}={json.dumps(value)}" for name, value in [*settings, *short.items()]]
+        say(f"search for a recipe, {budget}: Ctrl-C stops it, and the same command goes on")
+        args = [*where, *kept, "--budget", budget, "--output", str(searched)]
+        tune.search_recipe(tune.parse_args(args), say)
+        own = {name: getattr(recipe, name) for name in [*short, "seed", "split_seed"]}
+        recipe = dataclasses.replace(load_recipe(searched.with_suffix(".toml")), **own)
+        write_whole(start, recipe.as_toml())
+    if diary == FRESH:
+        diary = folder / "diary.json"
+        say("ablation diary: Ctrl-C stops it, and the same command goes on")
+        args = [*where, "--diary", str(ROOT / "studies" / "diary.toml"), "--output", str(diary), *jobs]
+        tune.keep_diary(tune.parse_args(args), say)
+    if comparison == FRESH:
+        comparison = folder / "comparison.json"
+        say("ViT beside a CNN: Ctrl-C stops it, and the same command goes on")
+        epochs = str(min(recipe.epochs, COMPARED_EPOCHS))
+        args = [*where, "--models", "vit", "cnn", "--shares", "100", "50", "25", "10", "--epochs", epochs]
+        cnns.compare(cnns.parse_args([*args, "--output", str(comparison), *jobs]), say)
+    return recipe, load_findings(diary, comparison, searched)
