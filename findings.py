@@ -62,8 +62,13 @@ def make_studies(folder, source, recipe, settings, *, budget, diary, comparison,
     import tune
     from train import choose_device
 
+    recorded = load_findings(*(None if path == FRESH else path for path in (diary, comparison)))
     if not (budget or FRESH in (diary, comparison)):
-        return recipe, load_findings(diary, comparison)
+        return recipe, recorded
+    if budget:
+        import search
+
+        search.parse_budget(budget)
     folder.mkdir(parents=True, exist_ok=True)
     start = folder / "recipe.toml"
     write_whole(start, recipe.as_toml())
