@@ -30,6 +30,8 @@ PICTURES = {
     ".svg": "image/svg+xml",
 }
 
+NEAR = 0.05  # attention distances that differ by less than this share of the image's side count as alike
+
 # id, number, the assignment's words, graded points in %
 QUESTIONS = [
     (
@@ -108,6 +110,11 @@ def whole(number):
     return Markdown(f"{number:,}")
 
 
+def pixels(number):
+    """103.74 -> "104", 9.31 -> "9.3"."""
+    return Markdown(f"{number:.0f}" if number >= 20 else f"{number:.1f}")
+
+
 def code(name, start=None, end=None):
     """An excerpt of vit.py as a fenced block that names its lines."""
     text, first, last = source.excerpt("vit.py", name, start, end)
@@ -120,7 +127,7 @@ def _environment():
         undefined=jinja2.StrictUndefined, finalize=_plain, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(code=code, min=min, max=max, round=round, sum=sum)
-    environment.filters.update(percent=percent, whole=whole)
+    environment.filters.update(percent=percent, whole=whole, pixels=pixels)
     return environment
 
 
@@ -140,6 +147,9 @@ def lookups(record):
     )
     bins = results["calibration"]["bins"]
     confidence = sum(b["images"] * b["confidence"] for b in bins if b["images"]) / results["total"]
+    attention, near = record["attention"], NEAR * recipe.image_size
+    distances = [block["mean"] for block in attention["blocks"]]
+    change = distances[-1] - distances[0]
     by_recall = sorted(results["per_class"], key=lambda name: results["per_class"][name]["recall"])
     return {
         "recipe": recipe,
@@ -158,6 +168,9 @@ def lookups(record):
         # Test images are scored in so many views: the symmetries that training used, or as they are.
         "views": (4 if recipe.flip else 1) * (2 if recipe.transpose else 1) if recipe.test_views else 1,
         "inner_dim": recipe.heads * recipe.dim_head,
+        "attention": attention,
+        "distance_trend": "stays" if abs(change) < near else "grows" if change > 0 else "falls",
+        "looks_nearer": min(distances) < attention["even"] - near,
         "confusions": confusions,
         "mean_confidence": confidence,
         "hardest": by_recall[0],
@@ -295,7 +308,7 @@ def _sample_names():
     data = {"classes": [], "counts": counts, "demonstration": False}
     recipe = {"values": Recipe().values()}
     training = {"history": []}
-    parts = {"model": {}, "machine": {}}
+    parts = {"model": {}, "machine": {}, "attention": {"even": 1, "blocks": [{"mean": 1}]}}
     return lookups(dict(parts, recipe=recipe, results=results, data=data, training=training))
 
 
