@@ -340,7 +340,8 @@ def draw_heads(picture, maps, blocks, heads):
     axes.set_xlabel("head", fontsize=8, labelpad=2)
     axes.set_ylabel("block", fontsize=8, labelpad=3)
     bar = figure.colorbar(image, cax=place(left + m * cell + 0.1, bottom, 0.09, k * cell))
-    bar.set_ticks([1 / end, 1, end], labels=[f"{1 / end:.2f}", "1", f"{end:.1f}"], minor=False)
+    most = f"{end:.1f}" if end < 100 else f"{end:.0f}"
+    bar.set_ticks([1 / end, 1, end], labels=[f"1/{most}", "1", most])
     bar.set_ticks([], minor=True)
     bar.ax.tick_params(labelsize=SMALL, length=2, width=0.5)
     bar.outline.set_linewidth(0.4)

@@ -569,7 +569,7 @@ def test_figures_of_any_number_of_classes_keep_their_letters_inside_and_at_least
 
 
 @pytest.mark.parametrize(
-    ("depth", "heads", "grid"), [(1, 1, 1), (2, 2, 4), (6, 4, 10), (6, 8, 7), (8, 8, 14)]
+    ("depth", "heads", "grid"), [(1, 1, 1), (2, 2, 4), (6, 4, 10), (6, 8, 7), (8, 8, 14), (2, 8, 64)]
 )
 def test_attention_of_small_and_large_models_can_be_read(depth, heads, grid):
     rng = np.random.default_rng(0)
