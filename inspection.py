@@ -116,7 +116,7 @@ def position_similarity(model, rows, columns):
     `rows` and `columns` are the grid of patches. For at most MAX_POSITIONS x MAX_POSITIONS positions,
     evenly spaced over the grid, the similarity to all others. Also returns the two lists of positions.
     """
-    vectors = torch.nn.functional.normalize(model.pos_embedding[0, 1:].double().cpu(), dim=1)
+    vectors = torch.nn.functional.normalize(model.pos_embedding[0, 1:].cpu().double(), dim=1)
     similarity = (vectors @ vectors.T).numpy().reshape(rows, columns, rows, columns)
     chosen = [_evenly(n, MAX_POSITIONS) for n in (rows, columns)]
     return similarity[chosen[0]][:, chosen[1]], *chosen
@@ -129,7 +129,7 @@ def patch_filters(model, patch_size, channels):
     Returns (m, patch_size, patch_size, channels), strongest first, and the share of the variance that
     each explains, (m). A component's sign is arbitrary: its largest weight is made positive.
     """
-    filters = model.to_patch_embedding[1].weight.double().cpu().numpy()  # (dim, p p c)
+    filters = model.to_patch_embedding[1].weight.cpu().double().numpy()  # (dim, p p c)
     _, strength, components = np.linalg.svd(filters - filters.mean(axis=0), full_matrices=False)
     count = min(MAX_FILTERS, *filters.shape)
     shares = strength**2 / (strength**2).sum()
