@@ -14,20 +14,22 @@ from vit import Attention
 MAX_POSITIONS = 8  # at most so many positions a side have their similarity map drawn
 MAX_FILTERS = 28  # as in the paper's figure 7, left
 MAX_SIDE = 160  # pixels of the pictures kept beside the rollouts
+MAX_BLOCKS = MAX_HEADS = 8  # at most so many have their attention map drawn
+MEASURED = 48  # at most so many images are measured for the attention distance
+AT_ONCE = 16  # images: their attention weights must fit into memory
+
+
+def _evenly(count, most):
+    """At most `most` of the numbers 0 to count - 1, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 @torch.no_grad()
-def attention_rollout(model, images):
-    """How much each patch counts for the output, through all blocks: images (b, c, h, w) -> (b, n) numpy.
-
-    Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3: the weights of a block
-    averaged over its heads, half of them replaced by the identity for the residual connection, and the
-    blocks multiplied. The row of the class token is read, or for mean pooling the mean of all rows. The
-    class token's own column is left out and each row of n patches sums to one.
-    """
+def _attention(model, images, keep):
+    """keep(weights) of each block, where weights are (b, heads, n + 1, n + 1) for images (b, c, h, w)."""
     kept = []
     hooks = [
-        module.attend.register_forward_hook(lambda _module, _input, weights: kept.append(weights))
+        module.attend.register_forward_hook(lambda _module, _input, weights: kept.append(keep(weights)))
         for module in model.modules()
         if isinstance(module, Attention)
     ]
@@ -39,15 +41,72 @@ def attention_rollout(model, images):
         model.train(training)
         for hook in hooks:
             hook.remove()
-    tokens = kept[0].shape[-1]
-    identity = torch.eye(tokens, dtype=torch.float64)
+    return kept
+
+
+def _read_out(weights, pool):
+    """The row that the head reads, (..., n + 1, n + 1) -> (..., n + 1): the class token's, or the mean."""
+    return weights.mean(dim=-2) if pool == "mean" else weights[..., 0, :]
+
+
+def _to_patches(weights):
+    """Rows without the class token's column, summing to one again: (..., n + 1) -> (..., n)."""
+    patches = weights[..., 1:]
+    # A row may give the class token all its weight; then it has none for any patch.
+    return patches / patches.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(patches.dtype).tiny)
+
+
+def attention_rollout(model, images):
+    """How much each patch counts for the output, through all blocks: images (b, c, h, w) -> (b, n) numpy.
+
+    Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3: the weights of a block
+    averaged over its heads, half of them replaced by the identity for the residual connection, and the
+    blocks multiplied. The row of the class token is read, or for mean pooling the mean of all rows. The
+    class token's own column is left out and each row of n patches sums to one.
+    """
+    blocks = _attention(model, images, lambda weights: weights.cpu().double().mean(dim=1))  # over the heads
+    identity = torch.eye(blocks[0].shape[-1], dtype=torch.float64)
     rollout = identity
-    for weights in kept:
-        block = weights.double().cpu().mean(dim=1)  # over the heads: (b, n + 1, n + 1)
+    for block in blocks:
         rollout = (0.5 * block + 0.5 * identity) @ rollout
-    row = rollout.mean(dim=1) if model.pool == "mean" else rollout[:, 0]
-    patches = row[:, 1:]
-    return (patches / patches.sum(dim=1, keepdim=True)).numpy()
+    return _to_patches(_read_out(rollout, model.pool)).numpy()
+
+
+def patch_distances(rows, columns, patch_size):
+    """Distances in pixels between the centres of all patches of a grid, row by row: (n, n), float32."""
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)) * float(patch_size)
+    return (places[:, None] - places).norm(dim=-1)
+
+
+def attention_distance(model, images, distances):
+    """How far each head looks, in pixels: images (b, c, h, w), distances (n, n) -> (depth, heads) numpy.
+
+    The attention distance of Dosovitskiy et al. 2021, figure 7, right, and appendix D.7: "averaging the
+    distance between the query pixel and all other pixels, weighted by the attention weight", then the
+    mean over the images. Here the distance is that of the patches' centres, a patch is at distance 0
+    from itself, and all patches are queries. The paper does not say what becomes of the class token:
+    here it is neither query nor key, and each row of weights is divided by its sum over the patches.
+    """
+
+    def keep(weights):
+        weights = _to_patches(weights[..., 1:, :].float())
+        return (weights * distances.to(weights.device)).sum(dim=-1).mean(dim=-1).sum(dim=0).cpu().double()
+
+    parts = [torch.stack(_attention(model, some, keep)) for some in images.split(AT_ONCE)]
+    return (sum(parts) / len(images)).numpy()
+
+
+def attention_maps(model, image):
+    """What the model's output reads from each patch, by block and head: image (c, h, w) -> (k, m, n) numpy.
+
+    A map is the class token's row of weights, or for mean pooling the mean of all rows; the class token's
+    own column is left out and a map sums to one. At most MAX_BLOCKS blocks and MAX_HEADS heads, evenly
+    chosen; also returns the two lists of their numbers, from 0.
+    """
+    rows = _attention(model, image[None], lambda weights: _read_out(weights[0], model.pool).cpu().double())
+    maps = _to_patches(torch.stack(rows)).numpy()
+    blocks, heads = _evenly(len(maps), MAX_BLOCKS), _evenly(maps.shape[1], MAX_HEADS)
+    return maps[blocks][:, heads], blocks, heads
 
 
 @torch.no_grad()
@@ -57,11 +116,9 @@ def position_similarity(model, rows, columns):
     `rows` and `columns` are the grid of patches. For at most MAX_POSITIONS x MAX_POSITIONS positions,
     evenly spaced over the grid, the similarity to all others. Also returns the two lists of positions.
     """
-    vectors = torch.nn.functional.normalize(model.pos_embedding[0, 1:].double().cpu(), dim=1)
+    vectors = torch.nn.functional.normalize(model.pos_embedding[0, 1:].cpu().double(), dim=1)
     similarity = (vectors @ vectors.T).numpy().reshape(rows, columns, rows, columns)
-    chosen = [
-        np.unique(np.linspace(0, n - 1, min(n, MAX_POSITIONS)).round().astype(int)) for n in (rows, columns)
-    ]
+    chosen = [_evenly(n, MAX_POSITIONS) for n in (rows, columns)]
     return similarity[chosen[0]][:, chosen[1]], *chosen
 
 
@@ -72,7 +129,7 @@ def patch_filters(model, patch_size, channels):
     Returns (m, patch_size, patch_size, channels), strongest first, and the share of the variance that
     each explains, (m). A component's sign is arbitrary: its largest weight is made positive.
     """
-    filters = model.to_patch_embedding[1].weight.double().cpu().numpy()  # (dim, p p c)
+    filters = model.to_patch_embedding[1].weight.cpu().double().numpy()  # (dim, p p c)
     _, strength, components = np.linalg.svd(filters - filters.mean(axis=0), full_matrices=False)
     count = min(MAX_FILTERS, *filters.shape)
     shares = strength**2 / (strength**2).sum()
@@ -90,24 +147,42 @@ def _small(image):
     return np.atleast_3d(np.asarray(picture))
 
 
-def inspect(model, pixels, inputs, recipe):
+def inspect(model, pixels, inputs, measured, recipe):
     """All arrays for the report by name: what goes to run/inspection.npz.
 
     `pixels` (k, c, side, side) uint8 are the pictures to roll out; `inputs` are the same as the model
-    takes them.
+    takes them, and so are the images `measured` (m, c, side, side) for the attention distance. The first
+    of the k is the one whose attention maps are kept.
     """
     grid = recipe.image_size // recipe.patch_size
+    distances = patch_distances(grid, grid, recipe.patch_size)
+    maps, blocks, heads = attention_maps(model, inputs[0])
     similarity, rows, columns = position_similarity(model, grid, grid)
     filters, shares = patch_filters(model, recipe.patch_size, recipe.channels)
     return {
         "pictures": np.stack([_small(image) for image in pixels]),
         "rollout": attention_rollout(model, inputs).reshape(-1, grid, grid).astype(np.float32),
+        "distance": attention_distance(model, measured, distances),
+        "even_distance": distances.double().mean().numpy(),  # of attention that is the same everywhere
+        "maps": maps.reshape(*maps.shape[:2], grid, grid).astype(np.float32),
+        "map_blocks": blocks,
+        "map_heads": heads,
         "similarity": similarity.astype(np.float32),
         "rows": rows,
         "columns": columns,
         "filters": filters.astype(np.float32),
         "filter_shares": shares.astype(np.float32),
     }
+
+
+def describe_distance(distance, even):
+    """What the record holds of the attention distance (depth, heads), in pixels: by block over its heads.
+
+    `even` is the distance of attention that is the same everywhere.
+    """
+    blocks = [{"mean": row.mean(), "least": row.min(), "most": row.max()} for row in distance]
+    rounded = [{name: round(float(value), 3) for name, value in block.items()} for block in blocks]
+    return {"even": round(float(even), 3), "blocks": rounded}
 
 
 def look_into(model, images, predictions, recipe, run):
@@ -129,9 +204,14 @@ def look_into(model, images, predictions, recipe, run):
 
     rollouts = rec.choose_rollouts(predictions, images.classes)
     index = torch.tensor([images.test.files.index(entry["file"]) for entry in rollouts])
-    pixels = images.test.images[index]
-    device = next(model.parameters()).device
-    inputs = data.normalize(pixels.to(device).float() / 255, recipe.standardize)
-    arrays = inspect(model, pixels, inputs, recipe)
+    pixels, device = images.test.images, next(model.parameters()).device
+
+    def as_input(chosen):
+        return data.normalize(pixels[chosen].to(device).float() / 255, recipe.standardize)
+
+    # The files are sorted by class, so these are of all classes, and no prediction chooses them.
+    measured = torch.from_numpy(_evenly(len(pixels), MEASURED))
+    arrays = inspect(model, pixels[index], as_input(index), as_input(measured), recipe)
     np.savez(run / "inspection.npz", **arrays)
-    return shown | {"rollouts": rollouts, "arrays": "inspection.npz"}
+    attention = {"images": len(measured), **describe_distance(arrays["distance"], arrays["even_distance"])}
+    return shown | {"rollouts": rollouts, "attention": attention, "arrays": "inspection.npz"}

@@ -30,6 +30,8 @@ PICTURES = {
     ".svg": "image/svg+xml",
 }
 
+NEAR = 0.05  # attention distances that differ by less than this share of the image's side count as alike
+
 # id, number, the assignment's words, graded points in %
 QUESTIONS = [
     (
@@ -127,13 +129,23 @@ def setting(value):
 def changed_to(row):
     """A diary's row in words: "depth 9", "no mixup"."""
     name, value = row["name"], row["value"]
-    if value in (False, "off") or (
-        value == 0 and name in ("mixup", "crop", "label_smoothing", "weight_decay")
+    if (
+        value is False
+        or value == "off"
+        or (value == 0 and name in ("mixup", "crop", "label_smoothing", "weight_decay"))
     ):
         return f"no {name}"
     if name == "muon_learning_rate" and value == 0:
         return "AdamW in place of Muon"
     return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+
+
+def pixels(number):
+    """103.74 -> "104", 9.31 -> "9.3"."""
+    return Markdown(f"{number:.0f}" if number >= 20 else f"{number:.1f}")
+
+
+FILTERS = {"percent": percent, "whole": whole, "points": points, "pixels": pixels, "setting": setting}
 
 
 def code(name, start=None, end=None):
@@ -157,7 +169,7 @@ def _environment():
         round=round,
         sum=sum,
     )
-    environment.filters.update(percent=percent, whole=whole, points=points, setting=setting)
+    environment.filters.update(FILTERS)
     return environment
 
 
@@ -221,6 +233,9 @@ def lookups(record):
     for row in diary["rows"] if diary else ():
         if row["difference"] is not None:
             effects.setdefault(row["name"], []).append(row)
+    attention, near = record["attention"], NEAR * recipe.image_size
+    distances = [block["mean"] for block in attention["blocks"]]
+    change = distances[-1] - distances[0]
     by_recall = sorted(results["per_class"], key=lambda name: results["per_class"][name]["recall"])
     return {
         "recipe": recipe,
@@ -239,6 +254,9 @@ def lookups(record):
         # Test images are scored in so many views: the symmetries that training used, or as they are.
         "views": (4 if recipe.flip else 1) * (2 if recipe.transpose else 1) if recipe.test_views else 1,
         "inner_dim": recipe.heads * recipe.dim_head,
+        "attention": attention,
+        "distance_trend": "stays" if abs(change) < near else "grows" if change > 0 else "falls",
+        "looks_nearer": min(distances) < attention["even"] - near,
         "confusions": confusions,
         "mean_confidence": confidence,
         # Studies, each None where there is none; where they come from; the diary's rows by name.
@@ -391,7 +409,8 @@ def _sample_names():
     data = {"classes": [], "counts": counts, "demonstration": False}
     recipe = {"values": Recipe().values()}
     training = {"history": []}
-    parts = {"model": {}, "machine": {}, "findings": dict.fromkeys(("search", "diary", "comparison"))}
+    parts = {"model": {}, "machine": {}, "attention": {"even": 1, "blocks": [{"mean": 1}]}}
+    parts["findings"] = dict.fromkeys(("search", "diary", "comparison"))
     return lookups(dict(parts, recipe=recipe, results=results, data=data, training=training))
 
 

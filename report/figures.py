@@ -18,6 +18,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import font_manager
+from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 
 from report import fonts
@@ -349,6 +350,78 @@ def _tiled(tiles, gap):
         for j in range(c):
             whole[i * (h + gap) : i * (h + gap) + h, j * (w + gap) : j * (w + gap) + w] = tiles[i, j]
     return whole
+
+
+def distance_words(attention):
+    """The attention distances of the record in words, block by block."""
+    rows = [
+        f"block {i}: mean {block['mean']:.1f}, heads from {block['least']:.1f} to {block['most']:.1f}"
+        for i, block in enumerate(attention["blocks"], 1)
+    ]
+    return f"Mean attention distance in pixels. {'; '.join(rows)}. Even attention: {attention['even']:.1f}."
+
+
+def draw_distance(distance, even):
+    """Mean attention distance of each head (depth, heads), in pixels, and that of even attention."""
+    depth, heads = distance.shape
+    blocks = np.arange(1, depth + 1)
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.85), layout="constrained")
+    axes.plot(
+        np.repeat(blocks, heads), distance.ravel(), linestyle="none", marker="o", markersize=4.5,
+        color="none", markeredgecolor=BLUE, markeredgewidth=0.9, label="a head",
+    )  # fmt: skip
+    marker = "_" if depth == 1 else None  # a line of one point would not show
+    axes.plot(blocks, distance.mean(axis=1), label="mean of the heads", marker=marker, markersize=14, **TEST)
+    axes.axhline(even, color="0.3", linewidth=0.9, linestyle=":", label="even attention")
+    axes.set(xlabel="block", ylabel="distance (pixels)", xlim=(0.5, depth + 0.5))
+    axes.set_ylim(0, 1.12 * max(even, distance.max()) or 1)  # one patch: all distances are 0
+    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def draw_heads(picture, maps, blocks, heads):
+    """Attention of the output to each patch of one picture, a map for each block and head.
+
+    picture (h, w, c) uint8; maps (k, m, rows, columns), each summing to one; blocks (k) and heads (m):
+    their numbers from 0. In units of an even share, on one logarithmic scale with 1 in its middle.
+    """
+    k, m, h, w = maps.shape
+    times = maps * h * w
+    end = max(float(times.max()), 1.1)
+    left, right, bottom, top = 1.75, 0.55, 0.07, 0.38  # inches around the maps
+    cell = min(0.44, (WIDTH - left - right) / m)
+    width, height = left + m * cell + right, bottom + k * cell + top
+    figure = plt.figure(figsize=(width, height))
+
+    def place(x, y, wide, high):
+        return figure.add_axes([x / width, y / height, wide / width, high / height])
+
+    side = min(1.25, k * cell)
+    shown = place(0, bottom + k * cell - side, side, side)
+    _show(shown, picture, vmin=0, vmax=255)
+    shown.set_title("input", fontsize=8, fontweight="normal", pad=3)
+    axes = place(left, bottom, m * cell, k * cell)
+    gap = max(1, round(min(h, w) / 9))
+    tiled = _tiled(np.clip(times, 1 / end, end), gap)
+    image = axes.imshow(tiled, cmap="cividis", norm=LogNorm(1 / end, end), aspect="auto")
+    for axis in (shown, axes):
+        _no_axes(axis)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xticks(np.arange(m) * (w + gap) + (w - 1) / 2, [int(i) + 1 for i in heads], fontsize=SMALL)
+    axes.set_yticks(np.arange(k) * (h + gap) + (h - 1) / 2, [int(i) + 1 for i in blocks], fontsize=SMALL)
+    axes.tick_params(length=0, pad=2)
+    axes.set_xlabel("head", fontsize=8, labelpad=2)
+    axes.set_ylabel("block", fontsize=8, labelpad=3)
+    bar = figure.colorbar(image, cax=place(left + m * cell + 0.1, bottom, 0.09, k * cell))
+    most = f"{end:.1f}" if end < 100 else f"{end:.0f}"
+    bar.set_ticks([1 / end, 1, end], labels=[f"1/{most}", "1", most])
+    bar.set_ticks([], minor=True)
+    bar.ax.tick_params(labelsize=SMALL, length=2, width=0.5)
+    bar.outline.set_linewidth(0.4)
+    return figure
 
 
 def draw_positions(similarity, rows, columns):

@@ -31,7 +31,7 @@ LANGUAGES = {"python": "Python", "py": "Python", "bash": "bash", "sh": "bash", "
 # An answer may link to a part of the report: the id in the page -> the label here.
 SECTIONS = ("data", "model", "training", "evaluation", "predictions", "inside", "questions", "repeat")
 FIGURES = ("counts", "samples-train", "samples-test", "curves", "confusion", "calibration")
-FIGURES += ("examples", "mistakes", "rollout", "positions", "filters", "diary", "shares")
+FIGURES += ("examples", "mistakes", "rollout", "heads", "distance", "positions", "filters", "diary", "shares")
 LABELS = {name: f"sec:{name}" for name in SECTIONS} | {name: f"fig:{name}" for name in FIGURES}
 LABELS |= {f"table-{name}": f"tab:{name}" for name in ("data", "recipe", "classes")}
 CITATIONS = {
@@ -555,9 +555,7 @@ def _environment():
         comment_start_string="<#",
         comment_end_string="#>",
     )
-    environment.filters.update(
-        percent=answers.percent, whole=answers.whole, terminal=terminal, breakable=breakable, latex=Latex
-    )
+    environment.filters.update(answers.FILTERS, terminal=terminal, breakable=breakable, latex=Latex)
     return environment
 
 

@@ -186,6 +186,10 @@ def draw_figures(record, run):
         "confusion": figures.draw_confusion_matrix(results["confusion_matrix"], data["classes"]),
         "calibration": figures.draw_calibration(results["calibration"]),
         "rollout": figures.draw_rollout(arrays["pictures"], arrays["rollout"], record["rollouts"]),
+        "distance": figures.draw_distance(arrays["distance"], float(arrays["even_distance"])),
+        "heads": figures.draw_heads(
+            arrays["pictures"][0], arrays["maps"], arrays["map_blocks"], arrays["map_heads"]
+        ),
         "positions": figures.draw_positions(arrays["similarity"], arrays["rows"], arrays["columns"]),
         "filters": figures.draw_filters(arrays["filters"]),
     }
@@ -207,7 +211,7 @@ def render_html(record, run, answers_folder=None):
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=answers.percent, whole=answers.whole, points=answers.points)
+    environment.filters.update(answers.FILTERS)
 
     def drawing(figure):
         svg = figures.as_svg(figure).encode()
@@ -234,6 +238,7 @@ def render_html(record, run, answers_folder=None):
         matrix_words=figures.confusion_words(
             record["results"]["confusion_matrix"], record["data"]["classes"]
         ),
+        distance_words=figures.distance_words(record["attention"]),
         drawings={name: drawing(figure) for name, figure in draw_figures(record, run).items()},
     )
     page = number(page, {key: f"Question {n}" for key, n, *_ in answers.QUESTIONS})

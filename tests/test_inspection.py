@@ -16,22 +16,29 @@ def small_vit(pool="mean", **changes):
     return ViT(num_classes=3, dim_head=5, pool=pool, **sizes | changes)
 
 
+def weights_of(model, images):
+    """The attention of all blocks, (depth, b, heads, n + 1, n + 1), computed beside the model."""
+    x = model.to_patch_embedding(images)
+    x = torch.cat((model.cls_token.expand(len(x), -1, -1), x), 1) + model.pos_embedding
+    blocks = []
+    for attention, feed_forward in model.transformer.layers:
+        q, k, _ = attention.fn.to_qkv(attention.norm(x)).chunk(3, dim=-1)
+        q, k = (rearrange(t, "b n (h d) -> b h n d", h=attention.fn.heads) for t in (q, k))
+        blocks.append(torch.softmax(q @ k.transpose(-1, -2) / 5**0.5, -1))
+        x = attention(x) + x
+        x = feed_forward(x) + x
+    return torch.stack(blocks).detach().double().numpy()
+
+
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_rollout_is_the_product_of_the_blocks_attention(pool):
     model, images = small_vit(pool), torch.randn(3, 1, 12, 12)
     before = model(images)
     rollout = inspection.attention_rollout(model, images)
 
-    x = model.to_patch_embedding(images)
-    x = torch.cat((model.cls_token.expand(3, -1, -1), x), 1) + model.pos_embedding
     product = np.stack([np.eye(10)] * 3)
-    for attention, feed_forward in model.transformer.layers:
-        q, k, _ = attention.fn.to_qkv(attention.norm(x)).chunk(3, dim=-1)
-        q, k = (rearrange(t, "b n (h d) -> b h n d", h=2) for t in (q, k))
-        weights = torch.softmax(q @ k.transpose(-1, -2) / 5**0.5, -1).mean(1).detach().numpy()
-        product = (weights + np.eye(10)) / 2 @ product
-        x = attention(x) + x
-        x = feed_forward(x) + x
+    for weights in weights_of(model, images):
+        product = (weights.mean(axis=1) + np.eye(10)) / 2 @ product
     row = (product.mean(1) if pool == "mean" else product[:, 0])[:, 1:]
     assert rollout == pytest.approx(row / row.sum(1, keepdims=True), abs=1e-6)
     assert torch.equal(model(images), before)
@@ -44,6 +51,88 @@ def test_even_attention_rolls_out_to_even_weights():
     for attention, _ in model.transformer.layers:
         torch.nn.init.zeros_(attention.fn.to_qkv.weight)
     assert inspection.attention_rollout(model, torch.randn(1, 1, 12, 12)) == pytest.approx(1 / 9)
+
+
+class Fixed(torch.nn.Module):
+    """In the place of a softmax: the same weights (heads, n + 1, n + 1) for all images."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, scores):
+        return self.weights.expand_as(scores)
+
+
+def with_attention(*heads, **changes):
+    """A ViT whose heads attend by these matrices (n, n): half to patches, half to the class token."""
+    model = small_vit(heads=len(heads), **changes)
+    patches = torch.stack([torch.as_tensor(head, dtype=torch.float32) for head in heads])
+    weights = torch.nn.functional.pad(patches / 2, (1, 0, 1, 0), value=0.5)
+    for attention, _ in model.transformer.layers:
+        attention.fn.attend = Fixed(weights)
+    return model
+
+
+def distance(model, images, grid=3):
+    return inspection.attention_distance(model, images, inspection.patch_distances(grid, grid, 4))
+
+
+def test_attention_distances_worked_out_by_hand():
+    itself = np.eye(9)
+    # On to the next column: 4 pixels, 4 pixels, and from the last column 8 pixels back to the first.
+    next_column = np.kron(np.eye(3), np.roll(np.eye(3), 1, axis=1))
+    corner = np.zeros((9, 9))
+    corner[:, 0] = 1
+    # To the top left from the nine patches, in patches.
+    to_corner = 4 * (0 + 1 + 2 + 1 + 2**0.5 + 5**0.5 + 2 + 5**0.5 + 8**0.5) / 9
+    measured = distance(with_attention(itself, next_column, corner), torch.randn(2, 1, 12, 12))
+    assert measured == pytest.approx(np.array([[0, 16 / 3, to_corner]] * 2), abs=1e-6)
+
+
+def test_even_attention_has_the_mean_distance_of_all_pairs_of_patches():
+    model, images = small_vit(image_size=8), torch.randn(1, 1, 8, 8)
+    for attention, _ in model.transformer.layers:
+        torch.nn.init.zeros_(attention.fn.to_qkv.weight)
+    by_hand = (0 + 4 + 4 + 4 * 2**0.5) / 4
+    assert distance(model, images, grid=2) == pytest.approx(np.full((2, 2), by_hand))
+    assert float(inspection.patch_distances(2, 2, 4).mean()) == pytest.approx(by_hand)
+
+
+def test_attention_distance_is_averaged_over_patches_and_images(monkeypatch):
+    from scipy.spatial.distance import cdist
+
+    monkeypatch.setattr(inspection, "AT_ONCE", 2)  # 5 images: 2, 2 and 1 at once
+    model, images = small_vit(heads=3), 4 * torch.randn(5, 1, 12, 12)
+    places = np.array([(4 * i, 4 * j) for i in range(3) for j in range(3)])
+    far, weights = cdist(places, places), weights_of(model, images)[..., 1:, 1:]
+    expected = np.zeros((2, 3))
+    for block, image, head, query in np.ndindex(2, 5, 3, 9):
+        expected[block, head] += np.average(far[query], weights=weights[block, image, head, query]) / (5 * 9)
+    assert np.ptp(expected) > 1e-3
+    assert distance(model, images) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_head_that_sees_only_the_class_token_has_no_distance():
+    model = with_attention(np.zeros((9, 9)))
+    assert (distance(model, torch.randn(1, 1, 12, 12)) == 0).all()
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_attention_maps_are_what_the_output_reads(pool):
+    model, image = small_vit(pool, heads=3), torch.randn(1, 12, 12)
+    maps, blocks, heads = inspection.attention_maps(model, image)
+    weights = weights_of(model, image[None])[:, 0]
+    rows = (weights.mean(axis=2) if pool == "mean" else weights[:, :, 0])[..., 1:]
+    assert maps == pytest.approx(rows / rows.sum(axis=-1, keepdims=True), abs=1e-6)
+    assert (list(blocks), list(heads)) == ([0, 1], [0, 1, 2])
+
+
+def test_of_many_blocks_and_heads_some_are_drawn_evenly_chosen():
+    maps, blocks, heads = inspection.attention_maps(small_vit(depth=12, heads=9), torch.randn(1, 12, 12))
+    assert maps.shape == (8, 8, 9)
+    assert list(blocks) == [0, 2, 3, 5, 6, 8, 9, 11]
+    assert list(heads) == [0, 1, 2, 3, 5, 6, 7, 8]
 
 
 def test_positions_are_compared_by_cosine():
@@ -77,8 +166,12 @@ def test_a_two_patch_colour_model_can_be_inspected():
     recipe = Recipe(image_size=8, patch_size=8, channels=3, dim=8, depth=1, heads=1)
     model = small_vit(image_size=8, patch_size=8, channels=3, depth=1)
     pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    arrays = inspection.inspect(model, pixels, pixels.float() / 255, recipe)
+    inputs = pixels.float() / 255
+    arrays = inspection.inspect(model, pixels, inputs, inputs, recipe)
     assert arrays["pictures"].shape == (2, 8, 8, 3)
     assert (arrays["pictures"][1] == pixels[1].permute(1, 2, 0).numpy()).all()
     assert arrays["rollout"].shape == (2, 1, 1)
     assert arrays["filters"].shape == (8, 8, 8, 3)
+    assert arrays["maps"] == pytest.approx(np.ones((1, 2, 1, 1)))
+    assert arrays["distance"].tolist() == [[0, 0]]
+    assert arrays["even_distance"] == 0

@@ -131,10 +131,17 @@ def test_every_reference_has_its_target(tex, record, bundle, tmp_path):
     pictures = re.findall(r"\\includegraphics\[[^]]*\]\{([^}#]+)\}", tex)
     pictures += re.findall(r"^\\example\{([^}]+)\}", tex, re.MULTILINE)
     kinds = ("examples", "mistakes", "train_samples", "test_samples")
-    assert len(pictures) == 7 + sum(len(record[kind]) for kind in kinds)
+    assert len(pictures) == 9 + sum(len(record[kind]) for kind in kinds)
     for picture in pictures:
         assert (folder / picture).is_file()
     assert (folder / "figures" / "confusion.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_answer_on_attention_refers_to_its_figures(tex):
+    answer = tex.partition(r"\label{q10c}")[2].partition(r"\label{q10d}")[0]
+    for name in ("rollout", "heads", "distance"):
+        assert f"\\cref{{fig:{name}}}" in answer
+        assert re.search(rf"\\includegraphics\[[^]]*\]\{{figures/{name}\.pdf\}}\s*\\caption", tex)
 
 
 def test_numbers_are_those_of_the_record(tex, record):

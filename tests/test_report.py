@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import json
+import math
 import re
 
 import matplotlib.pyplot as plt
@@ -91,6 +92,46 @@ def test_all_fonts_are_embedded(bundle):
             for descendant in font.get_object()["/DescendantFonts"]:
                 descriptor = descendant.get_object()["/FontDescriptor"].get_object()
                 assert {"/FontFile2", "/FontFile3"} & set(descriptor)
+
+
+def test_attention_distances_stand_in_words_for_those_who_do_not_see_the_figure(bundle, record):
+    attention = record["attention"]
+    distance = np.load(bundle.run / "inspection.npz")["distance"]
+    assert attention["images"] == 9
+    assert [block["mean"] for block in attention["blocks"]] == pytest.approx(distance.mean(axis=1), abs=1e-3)
+    said = [alt for alt in alternatives(PdfReader(bundle.pdf)) if "attention distance" in alt]
+    assert len(said) == 1
+    numbers = [float(n) for n in re.findall(r"\d+\.\d", said[0])]
+    of_blocks = [[row.mean(), row.min(), row.max()] for row in distance]
+    centres = list(itertools.product(range(4, 32, 8), repeat=2))  # of 4 x 4 patches
+    even = np.mean([math.dist(*pair) for pair in itertools.product(centres, repeat=2)])
+    assert numbers == pytest.approx([*np.ravel(of_blocks), even], abs=0.051)
+
+
+@pytest.mark.parametrize(
+    ("means", "words"),
+    [
+        ([6.0, 9.0, 12.0], "grows from 6.0 pixels (19 %) in block 1 to 12.0 (38 %) in block 3;"),
+        ([12.0, 9.0, 6.0], "falls from 12.0 pixels (38 %) in block 1 to 6.0 (19 %) in block 3;"),
+        (
+            [9.0, 14.0, 9.5],
+            "is about the same in the first and the last block, 9.0 pixels (28 %) and 9.5 (30 %);",
+        ),
+        ([9.0], "is 9.0 pixels (28 %) in the only block;"),
+    ],
+)
+def test_the_words_on_attention_distance_follow_the_measurement(record, means, words):
+    changed = copy.deepcopy(record)
+    changed["recipe"]["values"]["depth"] = len(means)
+    changed["attention"]["blocks"] = [{"mean": m, "least": m - 1, "most": m + 1} for m in means]
+    changed["attention"]["even"] = 10.0
+    answer = flat(answers.render_answers(changed)["q10c"]).replace(" of the image’s side", "")
+    assert words in answer
+    assert "attending evenly would give 10.0" in answer
+    assert ("no block favours near patches" in answer) == (min(means) > 8.4)
+    assert f"lie between {means[0] - 1:.1f} and {means[0] + 1:.1f} pixels" in answer
+    changed["recipe"]["values"]["heads"] = 1
+    assert "single heads of block 1" not in answers.render_answers(changed)["q10c"]
 
 
 @pytest.mark.parametrize("demonstration", [False, True])
@@ -308,6 +349,11 @@ def elements(pdf):
     return list(walk(pdf.trailer["/Root"]["/StructTreeRoot"]))
 
 
+def alternatives(pdf):
+    """What stands in the place of each figure and formula."""
+    return [tag["/Alt"] for tag in elements(pdf) if tag["/S"] == "/Figure"]
+
+
 def test_the_pdf_is_tagged_for_screen_readers(bundle, record):
     pdf = PdfReader(bundle.pdf)
     root = pdf.trailer["/Root"]
@@ -316,10 +362,11 @@ def test_the_pdf_is_tagged_for_screen_readers(bundle, record):
     assert root["/ViewerPreferences"]["/DisplayDocTitle"]
     assert 'pdfuaid:part="1"' in root["/Metadata"].get_object().get_data().decode()
     tags = elements(pdf)
-    figures = [tag["/Alt"] for tag in tags if tag["/S"] == "/Figure"]
+    figures = alternatives(pdf)
     assert all(figures)
     assert sum("Confusion matrix of 9 test images" in alt for alt in figures) == 1
     assert sum("Attention rollout" in alt for alt in figures) == 1
+    assert sum("Attention maps of 2 blocks times 2 heads" in alt for alt in figures) == 1
     assert any("softmax open parenthesis" in alt for alt in figures)
     levels = [int(tag["/S"][2:]) for tag in tags if re.fullmatch(r"/H[1-6]", tag["/S"])]
     assert levels[0] == 1
@@ -494,6 +541,19 @@ def test_formulas_are_spoken(latex, words):
 NAMES = ["crazing", "夾雜物_non-metallic_inclusion_type_B", "$x$", "scratches_longitudinal_from_the_mill"]
 
 
+def check_letters(figure):
+    """All of a figure fits the text width of a page, and no letter is cut or smaller than 7 points."""
+    width, height = figure.get_size_inches()
+    assert width <= figures.WIDTH
+    assert height <= 9.3
+    figure.canvas.draw()  # lays it out
+    drawn = figure.get_tightbbox()  # of all that is drawn, inches
+    assert (drawn.min >= -0.01).all(), drawn
+    assert (drawn.max <= np.array([width, height]) + 0.01).all(), drawn
+    assert all(t.get_fontsize() >= 7 for t in figure.findobj(plt.Text) if t.get_text() and t.get_visible())
+    plt.close(figure)
+
+
 @pytest.mark.parametrize("count", [2, 3, 12, 40])
 def test_figures_of_any_number_of_classes_keep_their_letters_inside_and_at_least_7_points(count):
     names = [f"{NAMES[i % 4]}{i}" for i in range(count)]
@@ -505,19 +565,21 @@ def test_figures_of_any_number_of_classes_keep_their_letters_inside_and_at_least
         figures.draw_counts({side: dict.fromkeys(names, 20) for side in ("train", "test")}),
     ]
     for figure in drawn:
-        figure.canvas.draw()
-        width, height = figure.get_size_inches() * figure.dpi
-        assert width <= figures.WIDTH * figure.dpi + 1
-        assert height <= 9.3 * figure.dpi
-        for text in figure.findobj(plt.Text):
-            if text.get_text() and text.get_visible():
-                box = text.get_window_extent()
-                assert text.get_fontsize() >= 7
-                assert box.x0 >= -1, text
-                assert box.y0 >= -1, text
-                assert box.x1 <= width + 1, text
-                assert box.y1 <= height + 1, text
-        plt.close(figure)
+        check_letters(figure)
+
+
+@pytest.mark.parametrize(
+    ("depth", "heads", "grid"), [(1, 1, 1), (2, 2, 4), (6, 4, 10), (6, 8, 7), (8, 8, 14), (2, 8, 64)]
+)
+def test_attention_of_small_and_large_models_can_be_read(depth, heads, grid):
+    rng = np.random.default_rng(0)
+    maps = rng.dirichlet(np.full(grid**2, 0.05), size=(depth, heads)).reshape(depth, heads, grid, grid)
+    picture = np.zeros((40, 40, 1), np.uint8)
+    figures.use_report_type()
+    # As of a model with 24 blocks and 16 heads, where so many are chosen.
+    check_letters(figures.draw_heads(picture, maps, 3 * np.arange(depth), 2 * np.arange(heads)))
+    check_letters(figures.draw_distance(rng.uniform(0, 130, (3 * depth, 2 * heads)), 104.0))
+    check_letters(figures.draw_distance(np.zeros((depth, heads)), 0.0))
 
 
 def test_the_page_for_the_screen_needs_no_other_file(bundle):
