@@ -4,7 +4,9 @@ It runs in a scratch folder that holds what a teacher has, the images and the su
 is trained again.
 """
 
+import atexit
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -95,6 +97,7 @@ def _run(notebook, record, folder, scratch):
     environment = os.environ | {"IPYTHONDIR": str(scratch), "JUPYTER_RUNTIME_DIR": str(scratch)}
     if record["machine"]["device"] != "cuda":  # the code takes a GPU where there is one
         environment["CUDA_VISIBLE_DEVICES"] = ""
+    logging.getLogger("traitlets").setLevel(logging.CRITICAL)  # what went wrong is said in one line
     manager = AsyncKernelManager(
         kernel_name="python3",
         kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),  # not one that the user has installed
@@ -126,6 +129,8 @@ def _run(notebook, record, folder, scratch):
                     manager.provisioner.process.kill()
                 wait([work], 0.2)
             raise
+        finally:
+            atexit.unregister(client._cleanup_kernel)  # nbclient forgets it where no kernel starts
     for cell in notebook.cells:
         if cell.cell_type == "code":  # warnings name files of this machine
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
