@@ -170,8 +170,8 @@ def write_notebook(args, record, folder, screen):
         return [], True
     import report
 
-    with screen.stage("Notebook"):
-        path, message = report.write_notebook(record, folder)
+    with screen.stage("Notebook"), screen.count("running cells") as tick:
+        path, message = report.write_notebook(record, folder, tick)
     if message:
         print(f"run.py: {message}", file=sys.stderr)
     return [path], message is None

@@ -46,8 +46,8 @@ def check_finished(record, folder):
         raise InputError(f"{folder / weights} is not the file in run/record.json: {again}")
 
 
-def write_notebook(record, folder):
-    """Write the notebook into the finished bundle in `folder`, run with its outputs.
+def write_notebook(record, folder, tick=lambda: None):
+    """Write the notebook into the finished bundle in `folder`, run with its outputs; `tick` after each cell.
 
     Returns (its path, a line for the user or None). One that does not run is written without outputs.
     """
@@ -58,7 +58,7 @@ def write_notebook(record, folder):
     notebook, message = read_cells(text), None
     try:
         with tempfile.TemporaryDirectory(prefix="notebook-") as scratch:
-            _run(notebook, record, folder, Path(scratch))
+            _run(notebook, record, folder, Path(scratch), tick)
     except Exception as error:  # of the code, the kernel or the disk: none may cost the finished bundle
         name, said = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
         fault = " ".join(f"{name}: {said}".split())[:200]
@@ -82,7 +82,7 @@ def read_cells(text):
     return notebook
 
 
-def _run(notebook, record, folder, scratch):
+def _run(notebook, record, folder, scratch, tick):
     """Run all cells in a kernel of this Python; they get their outputs. nbclient's errors where one fails."""
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpecManager
@@ -110,6 +110,7 @@ def _run(notebook, record, folder, scratch):
         # The same weights give the same bytes.
         record_timing=False,
         coalesce_streams=True,
+        on_cell_executed=lambda **_: tick(),
     )
     # In a thread, where nbclient leaves Ctrl-C alone: it would call it a dead kernel.
     with ThreadPoolExecutor(1) as pool:
