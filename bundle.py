@@ -30,6 +30,11 @@ def bundle_names(student_id):
     return [f"{student_id}_Lab8_Homework.{kind}" for kind in KINDS]
 
 
+def notebook_name(student_id):
+    """The file name of the code as a notebook, which the assignment takes too."""
+    return f"{student_id}_Lab8_Homework.ipynb"
+
+
 def zip_name(student_id):
     """The file name of the upload archive."""
     return f"{student_id}_Lab8_Homework.zip"
@@ -57,7 +62,8 @@ def check_output(folder, student_id, force):
     """InputError if `folder` holds a finished bundle, unless it may be replaced."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: move it away or name another --output-dir")
-    finished = [name for name in bundle_names(student_id) if (folder / name).exists()]
+    names = [*bundle_names(student_id), notebook_name(student_id)]
+    finished = [name for name in names if (folder / name).exists()]
     if finished and not force:
         raise InputError(
             f"{folder} already holds {', '.join(finished)}: add --force to replace the bundle, "
@@ -177,7 +183,8 @@ def _recover(partial, folder, student_id):
 
 def _carry_over(old, folder, student_id):
     """Move the files in `old` that are not the bundle's to `folder`."""
-    ours = {"lock", "run", "latex", zip_name(student_id), *bundle_names(student_id)}
+    ours = {"lock", "run", "latex", *bundle_names(student_id)}
+    ours |= {notebook_name(student_id), zip_name(student_id)}
     for path in old.iterdir():
         if path.name not in ours and not (folder / path.name).exists():
             path.rename(folder / path.name)

@@ -130,6 +130,11 @@ def parse_args(argv=None):
         help="also write the report as LaTeX to outputs/<id>/latex/, compiled if latexmk is installed",
     )
     parser.add_argument(
+        "--notebook",
+        action="store_true",
+        help="also write the code as a notebook, <id>_Lab8_Homework.ipynb, run with its outputs",
+    )
+    parser.add_argument(
         "--limit",
         metavar="NAME=N",
         action="append",
@@ -187,6 +192,19 @@ def draw_latex(args, record, run, folder):
     return paths
 
 
+def write_notebook(args, record, folder, screen):
+    """The notebook in the finished bundle, if asked for. -> ([its path] or [], whether it ran)"""
+    if not args.notebook:
+        return [], True
+    import report
+
+    with screen.stage("Notebook"), screen.count("running cells") as tick:
+        path, message = report.write_notebook(record, folder, tick)
+    if message:
+        print(f"run.py: {message}", file=sys.stderr)
+    return [path], message is None
+
+
 def report_only(args, student_id, screen):
     """Draw the PDF of a finished run again."""
     import json
@@ -200,6 +218,8 @@ def report_only(args, student_id, screen):
         report.check_renderer()
         if args.latex:
             report.check_latex(args.answers)
+        if args.notebook:
+            report.check_notebook()
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -209,6 +229,8 @@ def report_only(args, student_id, screen):
         known = {f.name for f in dataclasses.fields(Recipe)}
         if record.get("schema") != SCHEMA or set(record["recipe"]["values"]) != known:
             raise InputError(f"{path} was written by another version: run again with --force")
+        if args.notebook:
+            report.check_finished(record, folder)
         if args.name:
             record["student"]["name"] = args.name
         if args.diary or args.compare:
@@ -262,6 +284,8 @@ def train_and_report(args, student_id, recipe, settings, screen):
         report.check_answers(args.answers)
         if args.latex:
             report.check_latex(args.answers)
+        if args.notebook:
+            report.check_notebook()
         import torch
 
         import checkpoint
@@ -431,7 +455,8 @@ def train_and_report(args, student_id, recipe, settings, screen):
 
 
 def main(argv=None):
-    """Exit code 0: done; 1: a bundle is not what its report states; 2: input can't be used; 130: Ctrl-C."""
+    """Exit code 0: done; 1: a bundle is not what its report states, or its notebook does not run; 2: input
+    can't be used; 130: Ctrl-C."""
     args = parse_args(argv)
     start = time.perf_counter()
     with contextlib.suppress(ValueError):  # not the main thread
@@ -462,19 +487,21 @@ def main(argv=None):
                 "--report-only makes no study: name the JSON of one, --diary JSON or --compare JSON"
             )
         check_bundle = not (args.no_verify or args.report_only)  # new words change no measurement
-        stages = 1 if args.report_only else 6 + check_bundle + has_studies(args)
-        screen = Screen(args.quiet, stages)
+        stages = 1 if args.report_only else 6 + has_studies(args)
+        screen = Screen(args.quiet, stages=stages + args.notebook + check_bundle)
         if args.report_only:
             paths, record = report_only(args, student_id, screen)
         else:
             paths, record = train_and_report(args, student_id, recipe, settings, screen)
-        paths += zip_bundle(args.output_dir / student_id, student_id, args.zip)
+        folder = args.output_dir / student_id
+        notebook, ran = write_notebook(args, record, folder, screen)
+        paths += [*notebook, *zip_bundle(folder, student_id, args.zip)]
         holds = True
         if check_bundle:
             import verification
 
             with screen.stage("Verification"):
-                holds = verification.verify_own(args.output_dir / student_id, student_id, screen)
+                holds = verification.verify_own(folder, student_id, screen)
     except InputError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
@@ -499,7 +526,7 @@ def main(argv=None):
         f"in {clock(time.perf_counter() - start)}",
         soft_wrap=True,
     )
-    return 0 if holds else 1
+    return 0 if holds and ran else 1
 
 
 if __name__ == "__main__":

@@ -3,15 +3,19 @@
 from report.answers import check_answers
 from report.fonts import missing_letters
 from report.latex import check_latex, write_latex
+from report.notebook import check_finished, check_notebook, write_notebook
 from report.render import check_renderer, render_report
 from report.submission import assemble_submission
 
 __all__ = [
     "assemble_submission",
     "check_answers",
+    "check_finished",
     "check_latex",
+    "check_notebook",
     "check_renderer",
     "missing_letters",
     "render_report",
     "write_latex",
+    "write_notebook",
 ]

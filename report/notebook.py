@@ -1,0 +1,148 @@
+"""The submitted code as a notebook, a section for each step of the assignment, run with its outputs.
+
+It runs in a scratch folder that holds what a teacher has, the images and the submitted weights: nothing
+is trained again.
+"""
+
+import atexit
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+from bundle import bundle_names, notebook_name
+from recipe import InputError
+from record import sha256, write_whole
+from report.submission import assemble_cells, assemble_submission
+
+PACKAGES = ("jupytext", "nbclient", "ipykernel")
+START_SECONDS = 300  # for the kernel, on a busy machine
+
+
+def check_notebook():
+    """InputError if a package that only --notebook needs is missing."""
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise InputError(f"--notebook needs {', '.join(missing)}: pip install {' '.join(PACKAGES)} (80 MB)")
+
+
+def check_finished(record, folder):
+    """InputError unless the bundle in `folder` is still the one that its record describes."""
+    _, code, weights = bundle_names(record["student"]["id"])
+    again = "run again with --force"
+    for path in (folder / code, folder / weights, folder / "run" / "dataset_split"):
+        if not path.exists():
+            raise InputError(f"--notebook needs {path}, which is gone: {again}")
+    if (folder / code).read_text(encoding="utf-8") != assemble_submission(record):
+        raise InputError(
+            f"{folder / code} was changed, or written by another version, and a notebook would hold other "
+            f"code: {again}"
+        )
+    if sha256(folder / weights) != record["files"][weights]:
+        raise InputError(f"{folder / weights} is not the file in run/record.json: {again}")
+
+
+def write_notebook(record, folder, tick=lambda: None):
+    """Write the notebook into the finished bundle in `folder`, run with its outputs; `tick` after each cell.
+
+    Returns (its path, a line for the user or None). One that does not run is written without outputs.
+    """
+    import nbformat
+
+    path = folder / notebook_name(record["student"]["id"])
+    text = assemble_cells(record, (folder / "run" / "training.log").read_text(encoding="utf-8"))
+    notebook, message = read_cells(text), None
+    try:
+        with tempfile.TemporaryDirectory(prefix="notebook-") as scratch:
+            _run(notebook, record, folder, Path(scratch), tick)
+    except Exception as error:  # of the code, the kernel or the disk: none may cost the finished bundle
+        name, said = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+        fault = " ".join(f"{name}: {said}".split())[:200]
+        message = f"{path.name} stopped {_place(notebook)} ({fault}): it is written without outputs"
+        notebook = read_cells(text)
+    write_whole(path, nbformat.writes(notebook) + "\n")
+    return path, message
+
+
+def read_cells(text):
+    """The notebook of a text in the percent format. The same text gives the same notebook, ids too."""
+    import jupytext
+
+    notebook = jupytext.reads(text, {"extension": ".py", "format_name": "percent", "comment_magics": False})
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for i, cell in enumerate(notebook.cells, 1):
+        cell.id, cell.metadata, cell.source = f"cell-{i}", {}, cell.source.strip("\n")
+    return notebook
+
+
+def _run(notebook, record, folder, scratch, tick):
+    """Run all cells in a kernel of this Python; they get their outputs. nbclient's errors where one fails."""
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
+    from nbclient import NotebookClient
+
+    from data import place
+
+    desk = scratch / "desk"
+    shutil.copytree(folder / "run" / "dataset_split", desk / "dataset", copy_function=place)
+    weights = bundle_names(record["student"]["id"])[2]
+    shutil.copyfile(folder / weights, desk / weights)
+    environment = os.environ | {"IPYTHONDIR": str(scratch), "JUPYTER_RUNTIME_DIR": str(scratch)}
+    if record["machine"]["device"] != "cuda":  # the code takes a GPU where there is one
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    logging.getLogger("traitlets").setLevel(logging.CRITICAL)  # what went wrong is said in one line
+    manager = AsyncKernelManager(
+        kernel_name="python3",
+        kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),  # not one that the user has installed
+        connection_file=str(scratch / "kernel.json"),
+    )
+    client = NotebookClient(
+        notebook,
+        km=manager,
+        startup_timeout=START_SECONDS,
+        # The same weights give the same bytes.
+        record_timing=False,
+        coalesce_streams=True,
+        on_cell_executed=lambda **_: tick(),
+    )
+    # In a thread, where nbclient leaves Ctrl-C alone: it would call it a dead kernel.
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(
+            client.execute,
+            cleanup_kc=True,
+            cwd=str(desk),
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            work.result()
+        except KeyboardInterrupt:
+            while not work.done():
+                if manager.has_kernel:
+                    manager.provisioner.process.kill()
+                wait([work], 0.2)
+            raise
+        finally:
+            atexit.unregister(client._cleanup_kernel)  # nbclient forgets it where no kernel starts
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # warnings name files of this machine
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+
+
+def _place(notebook):
+    """ "in Step 5": where the last cell stands that was begun."""
+    heading = place = "at its start"
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and (match := re.match(r"#+ (Step \d)", cell.source)):
+            heading = f"in {match[1]}"
+        if cell.get("execution_count"):
+            place = heading
+    return place
