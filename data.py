@@ -518,6 +518,7 @@ class BatchLoader:
             images = images.to(device)
         self.dataset = TensorDataset(images, split.labels.to(images.device))
         self.batch_size = batch_size
+        self.part = batch_size  # images that go through the model at once; train.py lowers it
         self.device = device
         self.standardize = standardize
         self.changes = changes or {}
@@ -554,4 +555,7 @@ def make_loaders(data, recipe, device):
     train = BatchLoader(
         data.train, recipe.batch_size, seed=recipe.seed, changes=changes, mixup=recipe.mixup, **shared
     )
-    return train, BatchLoader(data.test, 256, **shared)
+    # At most 1 GiB of attention weights at once: a CPU does not say that memory is too small.
+    tokens = (recipe.image_size // recipe.patch_size) ** 2 + 1
+    at_once = max(1, min(256, 2**28 // (recipe.heads * tokens**2)))
+    return train, BatchLoader(data.test, at_once, **shared)

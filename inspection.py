@@ -99,9 +99,11 @@ def inspect(model, pixels, inputs, recipe):
     grid = recipe.image_size // recipe.patch_size
     similarity, rows, columns = position_similarity(model, grid, grid)
     filters, shares = patch_filters(model, recipe.patch_size, recipe.channels)
+    # One by one: the attention weights of all blocks are kept.
+    rollouts = np.concatenate([attention_rollout(model, image) for image in inputs.split(1)])
     return {
         "pictures": np.stack([_small(image) for image in pixels]),
-        "rollout": attention_rollout(model, inputs).reshape(-1, grid, grid).astype(np.float32),
+        "rollout": rollouts.reshape(-1, grid, grid).astype(np.float32),
         "similarity": similarity.astype(np.float32),
         "rows": rows,
         "columns": columns,

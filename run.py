@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from bundle import bundle_names, check_output, check_student_id, staged, zip_bundle
+from machine import check_memory, keep_caches_writable
 from recipe import InputError, Recipe, load_recipe, named_recipes, parse_setting
 
 LONG = 600  # seconds of training that a person is warned of
@@ -237,6 +238,7 @@ def train_and_report(args, student_id, recipe, screen):
             data.check_name(args.name)
         device = train.choose_device(args.device)
         precision = train.choose_precision(args.precision, device)
+        check_memory(recipe, device, precision)
         machine = rec.describe_machine(device)
         name = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
         screen.say(f"{device.type} ({name}), {precision}; recipe {Path(args.recipe).stem}")
@@ -276,6 +278,7 @@ def train_and_report(args, student_id, recipe, screen):
             for image in facts["unreadable"]:
                 screen.say(f"left out, unreadable: {image['file']} ({image['reason']})", "yellow")
 
+        check_memory(recipe, device, precision, len(images.train.files), len(images.classes))
         with screen.stage("Model"):
             model = train.make_model(recipe, len(images.classes))
             described = rec.describe_model(model)
@@ -303,7 +306,8 @@ def train_and_report(args, student_id, recipe, screen):
             loaders = data.make_loaders(images, recipe, device)
             left = recipe.epochs - len(history)
             if left:
-                expected = train.estimate_seconds(model, *loaders, recipe, precision) * left / recipe.epochs
+                expected = train.estimate_seconds(model, *loaders, recipe, precision, screen.say)
+                expected *= left / recipe.epochs
                 screen.say(f"{left} epochs, about {clock(expected)} here")
                 if expected > LONG:
                     screen.say(
@@ -381,6 +385,7 @@ def main(argv=None):
     try:
         from console import Screen, clock
 
+        keep_caches_writable()
         if args.verify:
             import verification
 
@@ -416,9 +421,25 @@ def main(argv=None):
         print("run.py: stopped", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        hints = {
+            **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"make room in {args.output_dir}"),
+            **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give write access, or name another"),
+        }
+        if error.errno not in hints:
             raise
-        print(f"run.py: {error.strerror}: make room in {args.output_dir}", file=sys.stderr)
+        what = f" {error.filename!r}" if error.filename else ""
+        print(f"run.py: {error.strerror}{what}: {hints[error.errno]}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        import train
+
+        if not train.is_out_of_memory(error):
+            raise
+        print(
+            "run.py: memory is too small for a single image: make dim, depth or image_size smaller, or "
+            "choose --device cpu",
+            file=sys.stderr,
+        )
         return 2
 
     results = record["results"]
