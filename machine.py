@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -94,10 +95,12 @@ def check_memory(recipe, device, precision, images=2, classes=2):
 
 
 def _can_write(folder):
-    """Whether files can be made in a folder, which need not be there yet."""
-    while not os.path.lexists(folder) and folder != os.path.dirname(folder):
-        folder = os.path.dirname(folder)
-    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+    """Whether files can be made in a folder, which is made too if it is not there."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def keep_caches_writable():
@@ -107,9 +110,13 @@ def keep_caches_writable():
     ends. InputError if there is no place for temporary files at all.
     """
     home, get = os.path.expanduser("~"), os.environ.get
-    home = home if os.path.isabs(home) else os.devnull  # "~" where there is none
-    cache = get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
-    config = get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
+    if os.path.isabs(home):
+        os.environ.setdefault("HOME", home)  # fontconfig looks nowhere else
+    else:  # it is still "~": there is none
+        home = os.devnull
+    linux = sys.platform.startswith("linux")
+    cache = get("XDG_CACHE_HOME") or (os.path.join(home, ".cache") if linux else home)
+    config = get("XDG_CONFIG_HOME") or (os.path.join(home, ".config") if linux else home)
     plots = [get("MPLCONFIGDIR")] if get("MPLCONFIGDIR") else [cache, config]
     try:
         tempfile.gettempdir()

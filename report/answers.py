@@ -8,6 +8,7 @@ in templates/answers/ and a student's own are rendered in Jinja's sandbox, with 
 import base64
 import html
 import re
+import warnings
 from functools import lru_cache
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -168,12 +169,14 @@ def lookups(record):
 @lru_cache
 def formula(latex, display):
     """LaTeX -> an <img> of vector outlines on the text's baseline, its words as alternative text."""
-    import ziamath
-
     from report.speech import spoken
 
     size = 100.0
-    drawn = ziamath.Latex(latex, size=size, inline=not display)
+    with warnings.catch_warnings():  # of how it finds its own font
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import ziamath
+
+        drawn = ziamath.Latex(latex, size=size, inline=not display)
     # The drawing's own box: its height in em, and how far it reaches below the baseline.
     svg = drawn.svg()
     _, top, width, height = map(float, re.search(r'viewBox="([^"]+)"', svg)[1].split())

@@ -1,8 +1,14 @@
 """Machines with too little memory, without a home folder, or that let a run write nowhere."""
 
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
-from conftest import TINY, TINY_ARGS, make_folder
+from conftest import ROOT, TINY, TINY_ARGS, make_folder
 
 import data
 import machine
@@ -223,3 +229,117 @@ def test_the_command_says_that_it_cuts_batches_or_that_one_image_is_too_many(
         assert code == 2
         assert said.err.count("\n") == 1
         assert "memory is too small for a single image" in said.err
+
+
+# Folders that can't be written to
+
+
+def obey_permissions():
+    """Before a program starts as root: it may do only what the permission bits say, as other users."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            assert ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP
+
+
+def run_as_user(*args, cwd, **environment):
+    """run.py in a process that permission bits bind, with these environment variables; None: without."""
+    variables = {**os.environ, **environment}
+    return subprocess.run(
+        [sys.executable, "-W", "error", ROOT / "run.py", *map(str, args)],
+        cwd=cwd,
+        env={name: value for name, value in variables.items() if value is not None},
+        preexec_fn=obey_permissions,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder with images in it that nobody may write to."""
+    folder = tmp_path / "read only"
+    make_folder(folder / "dataset", {"a": 10, "b": 10})
+    (folder / "home").mkdir()
+    (folder / "home").chmod(0o555)
+    folder.chmod(0o555)
+    yield folder
+    folder.chmod(0o755)
+
+
+def test_a_run_needs_no_home_and_takes_files_as_windows_saves_them(read_only, tmp_path):
+    """Working folder and home read-only, output at a path with spaces and non-Latin letters; a byte order
+    mark and CRLF in recipe and answers; every warning is an error."""
+    own = tmp_path / "ünser Ördner 資料"
+    own.mkdir()
+    (own / "règle.toml").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(TINY).encode())
+    (own / "q06.md").write_bytes(b"\xef\xbb\xbfOne *line*,\r\ntwo.\r\n\r\n$$\r\nx^2\r\n$$\r\n")
+    args = ["--student-id", "1", "--recipe", own / "règle.toml", "--set", "epochs=1", "--answers", own]
+
+    done = run_as_user(
+        *args,
+        "--output-dir",
+        own / "aus gabe",
+        "--no-verify",
+        "--quiet",
+        cwd=read_only,
+        HOME=str(read_only / "home"),
+        XDG_CACHE_HOME=None,
+        XDG_CONFIG_HOME=None,
+        MPLCONFIGDIR=None,
+        OMP_NUM_THREADS="1",
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    page = (own / "aus gabe" / "1" / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<p>One <em>line</em>,\ntwo.</p>" in page
+    assert 'alt="x squared"' in page
+    assert list((read_only / "home").iterdir()) == []
+
+
+def test_where_nothing_can_be_written_the_line_says_so_before_any_work(read_only):
+    refused = run_as_user("--student-id", "1", *TINY_ARGS, "--quiet", cwd=read_only)
+    said = "run.py: can't write to --output-dir outputs: Permission denied; name another\n"
+    assert (refused.returncode, refused.stderr) == (2, said)
+
+
+def test_a_read_only_bundle_can_not_be_drawn_again_and_stays_as_it_is(bundle, tmp_path):
+    copy = tmp_path / "outputs" / "0812345"
+    shutil.copytree(bundle.folder, copy)
+    copy.chmod(0o555)
+    refused = run_as_user("--student-id", "0812345", "--report-only", "--quiet", cwd=tmp_path)
+    copy.chmod(0o755)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("run.py: Permission denied") and refused.stderr.count("\n") == 1
+    assert (copy / bundle.pdf.name).read_bytes() == bundle.pdf.read_bytes()
+
+
+@pytest.mark.parametrize("home", [None, "/dev/null/home"])
+def test_without_a_home_folder_caches_go_to_a_temporary_one(tmp_path, monkeypatch, home):
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "HOME"):
+        monkeypatch.setenv(name, "x")  # so that it is put back at the end
+        monkeypatch.delenv(name)
+    if home:
+        monkeypatch.setenv("HOME", home)
+    else:  # nor does the system know one
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(machine.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    machine.keep_caches_writable()
+    assert os.environ["MPLCONFIGDIR"] == os.environ["XDG_CACHE_HOME"] == str(tmp_path)
+
+
+def test_a_home_that_can_be_written_to_is_used(tmp_path, monkeypatch):
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    machine.keep_caches_writable()
+    assert "MPLCONFIGDIR" not in os.environ and "XDG_CACHE_HOME" not in os.environ
+
+
+def test_no_room_for_temporary_files_is_one_clear_line(monkeypatch):
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(machine.tempfile, "gettempdir", none)
+    with pytest.raises(InputError, match=r"no temporary files can be written .*: set TMPDIR"):
+        machine.keep_caches_writable()
