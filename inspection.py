@@ -127,7 +127,12 @@ def look_into(model, images, predictions, recipe, run):
         for number, entry in enumerate(entries, 1):
             entry["picture"] = f"{kind}/{number:03}.jpg"
             file = run / "dataset_split" / split / entry["file"]
-            data.save_thumbnail(file, run / entry["picture"], recipe.channels, side)
+            try:
+                data.save_thumbnail(file, run / entry["picture"], recipe.channels, side)
+            except OSError:  # a link, and its image went away during the training: as the model saw it
+                part = getattr(images, split)
+                pixels = _small(part.images[part.files.index(entry["file"])])
+                Image.fromarray(pixels.squeeze()).save(run / entry["picture"], quality=90)
 
     rollouts = rec.choose_rollouts(predictions, images.classes)
     index = torch.tensor([images.test.files.index(entry["file"]) for entry in rollouts])

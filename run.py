@@ -107,7 +107,7 @@ def parse_args(argv=None):
         metavar="NAME=N",
         action="append",
         default=[],
-        help="what a zip may hold: images (default 200000), image_mb (200), total_gb (50)",
+        help="what a zip or folder may hold: images (default 200000), image_mb (200); total_gb (50): a zip",
     )
     parser.add_argument(
         "--resume",
