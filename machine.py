@@ -12,10 +12,10 @@ from pathlib import Path
 from recipe import InputError, Recipe
 
 
-def _meminfo():
-    """Bytes that Linux could still give to a process, swap included. OSError elsewhere."""
+def _meminfo(name):
+    """A number of Linux's /proc/meminfo, in bytes. OSError or KeyError elsewhere."""
     kilobytes = dict(line.split()[:2] for line in Path("/proc/meminfo").read_text().splitlines())
-    return 1024 * (int(kilobytes["MemAvailable:"]) + int(kilobytes["SwapFree:"]))
+    return 1024 * int(kilobytes[f"{name}:"])
 
 
 def available_memory(device):
@@ -27,11 +27,12 @@ def available_memory(device):
 
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    sizes = []
-    with contextlib.suppress(OSError, KeyError, ValueError):
-        sizes.append(_meminfo())
+    sizes, swap = [], 0
+    with contextlib.suppress(OSError, KeyError):
+        swap = _meminfo("SwapFree")
+        sizes.append(_meminfo("MemAvailable") + swap)
     with contextlib.suppress(OSError, ValueError):  # ValueError: it says "max"
-        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()) + swap)
     if not sizes:
         with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
             sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -423,7 +423,9 @@ def main(argv=None):
     except OSError as error:
         hints = {
             **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"make room in {args.output_dir}"),
-            **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give write access, or name another"),
+            **dict.fromkeys(
+                (errno.EACCES, errno.EPERM, errno.EROFS), "give access to it, or name another --output-dir"
+            ),
         }
         if error.errno not in hints:
             raise
@@ -435,11 +437,8 @@ def main(argv=None):
 
         if not train.is_out_of_memory(error):
             raise
-        print(
-            "run.py: memory is too small for a single image: make dim, depth or image_size smaller, or "
-            "choose --device cpu",
-            file=sys.stderr,
-        )
+        hint = "make dim, depth or image_size smaller, or train on a machine with more"
+        print(f"run.py: memory is too small, even for one image at a time: {hint}", file=sys.stderr)
         return 2
 
     results = record["results"]

@@ -156,8 +156,8 @@ def make_scheduler(optimizer, recipe, steps_per_epoch):
 
 
 def is_out_of_memory(error):
-    """Whether an error says that memory is too small: CUDA's, Apple's, or the main memory."""
-    said = ("DefaultCPUAllocator", "MPS backend out of memory")  # plain RuntimeErrors
+    """Whether an error says that memory is too small: a GPU's, Apple's, or the main memory."""
+    said = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")  # by plain RuntimeErrors
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in said)
 
 

@@ -73,6 +73,7 @@ def train_and_score(images, recipe, threads=None):
 
     import data
     import train
+    from machine import check_memory
 
     if threads:
         torch.set_num_threads(threads)
@@ -80,6 +81,7 @@ def train_and_score(images, recipe, threads=None):
     precision = train.choose_precision("auto", device)
     start = time.perf_counter()
     try:
+        check_memory(recipe, device, precision, len(images.train.files), len(images.classes))
         model = train.make_model(recipe, len(images.classes)).to(device)
         loaders = data.make_loaders(images, recipe, device)
         for row in train.fit(model, *loaders, recipe, precision=precision, log=lambda line: None):

@@ -205,6 +205,7 @@ def test_other_errors_of_a_model_are_not_taken_for_a_lack_of_memory(images):
         (MemoryError(), True),
         (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("expected scalar type Float"), False),
     ],
 )
@@ -228,7 +229,7 @@ def test_the_command_says_that_it_cuts_batches_or_that_one_image_is_too_many(
     else:
         assert code == 2
         assert said.err.count("\n") == 1
-        assert "memory is too small for a single image" in said.err
+        assert "memory is too small, even for one image at a time" in said.err
 
 
 # Folders that can't be written to
