@@ -51,14 +51,32 @@ def is_image_name(path):
 
 
 class Limits(NamedTuple):
-    """What a zip may hold at most, so that a small file can't fill the disk or the day."""
+    """What a zip or folder may hold at most, so that a small file can't fill the disk or the day."""
 
     images: int = 200_000
     image_mb: float = 200  # of one image file, unpacked
-    total_gb: float = 50  # of all image files, unpacked
+    total_gb: float = 50  # of all image files of a zip, unpacked; a folder is used where it is
 
 
 LIMITS = Limits()
+
+
+def check_count(place, count, limits):
+    """InputError if a zip or folder holds too many images."""
+    if count > limits.images:
+        raise InputError(
+            f"{place} holds {count} images, more than {limits.images:.0f}: if that is right, add "
+            f"--limit images={count}"
+        )
+
+
+def check_size(name, place, size, limits):
+    """InputError if an image in a zip or folder has too many bytes."""
+    if size > limits.image_mb * 1e6:
+        raise InputError(
+            f"{name!r} in {place} has {size / 1e6:.0f} MB where {limits.image_mb:g} are allowed: remove it, "
+            f"or add --limit image_mb={size // 10**6 + 1}"
+        )
 
 
 def check_archive(zip_path, entries, others, folder, limits):
@@ -66,11 +84,7 @@ def check_archive(zip_path, entries, others, folder, limits):
     archives = [e.filename for e in others if e.filename.lower().endswith(".zip")]
     if not entries and archives:
         raise InputError(f"{zip_path} holds no images but {archives[0]!r}: unpack it and give that one")
-    if len(entries) > limits.images:
-        raise InputError(
-            f"{zip_path} holds {len(entries)} images, more than {limits.images}: if that is right, add "
-            f"--limit images={len(entries)}"
-        )
+    check_count(zip_path, len(entries), limits)
     seen = {}
     for entry in entries:
         name, key = entry.filename, entry.filename.casefold()
@@ -82,11 +96,7 @@ def check_archive(zip_path, entries, others, folder, limits):
             )
             raise InputError(f"{zip_path} holds {both}: rename or remove one")
         seen[key] = name
-        if entry.file_size > limits.image_mb * 1e6:
-            raise InputError(
-                f"{name!r} in {zip_path} has {entry.file_size / 1e6:.0f} MB unpacked, more than "
-                f"{limits.image_mb:g}: remove it, or add --limit image_mb={entry.file_size // 10**6 + 1}"
-            )
+        check_size(name, zip_path, entry.file_size, limits)
     needed, free = sum(e.file_size for e in entries), shutil.disk_usage(folder).free
     if needed > limits.total_gb * 1e9:
         raise InputError(
@@ -131,6 +141,44 @@ def unzip(zip_path, folder, limits=LIMITS):
         raise
 
 
+def walk_images(folder):
+    """The paths of the images under `folder`, relative to it and sorted.
+
+    Links to folders are followed, but no folder is entered twice: a link to one above it leads round in a
+    circle. What only has an image's name (a pipe, a broken link) is among them; reading will tell.
+    InputError if a folder can't be read.
+    """
+    images, waiting, links, entered = [], [Path(folder)], [], set()
+    while waiting or links:
+        here = waiting.pop() if waiting else links.pop(0)
+        if (real := os.path.realpath(here)) in entered:
+            continue
+        entered.add(real)
+        try:
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            raise InputError(
+                f"can't read the folder {here} ({error.strerror}): give access to it, or move it away"
+            ) from None
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if os.path.isdir(entry.path):
+                (links if entry.is_symlink() else waiting).append(Path(entry.path))
+            elif is_image_name(entry.name):
+                images.append(Path(entry.path).relative_to(folder))
+    return sorted(images)
+
+
+def check_folder(folder, limits):
+    """InputError if a folder holds too many images, or one that is too large."""
+    paths = walk_images(folder)
+    check_count(folder, len(paths), limits)
+    for path in paths:
+        with contextlib.suppress(OSError):  # a broken link
+            check_size(path.as_posix(), folder, os.stat(folder / path).st_size, limits)
+
+
 class Source(NamedTuple):
     folder: Path  # with the images
     kind: str  # "zip", "folder" or "demonstration"
@@ -146,7 +194,7 @@ def open_source(path, run, limits=LIMITS):
     """The Source at `path`: a zip, which is unpacked to run/dataset, or a folder, which is used in place.
 
     "demo" draws demonstration images; None takes dataset.zip or dataset/ in the working folder, else
-    draws. InputError if there is nothing at `path`, or it can't be unpacked.
+    draws. InputError if there is nothing at `path`, or it can't be unpacked or is outside the limits.
     """
     if path is None:
         path = default_source() or "demo"
@@ -155,6 +203,7 @@ def open_source(path, run, limits=LIMITS):
         synthetic.write_dataset(path)
     path = Path(path)
     if path.is_dir():
+        check_folder(path, limits)
         return Source(path, "folder", path.resolve().name)
     if not path.is_file():
         raise InputError(f"--data {path}: there is no such zip or folder")
@@ -180,11 +229,7 @@ def find_images(folder):
     than two classes, or a class with fewer than two images, are found.
     """
     folder = Path(folder)
-    paths = sorted(
-        relative
-        for path in folder.rglob("*")
-        if is_image_name((relative := path.relative_to(folder)).as_posix()) and path.is_file()
-    )
+    paths = walk_images(folder)
     if not paths:
         raise InputError(f"no images (jpg, png, bmp, tif) in {folder}: check --data")
 
@@ -241,6 +286,8 @@ def open_upright(path, channels):
 
     OSError, ValueError or a Pillow error where the file can't be decoded.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for without end
+        raise OSError("it is no regular file")
     with Image.open(path) as image:
         size, mode = image.size, image.mode
         image = ImageOps.exif_transpose(image)
@@ -356,6 +403,8 @@ def split_names(digests, seed=42):
 
 def place(source, target):
     """Make `target` the same file as `source`: a hard link, else a symbolic link, else a copy."""
+    if not os.path.exists(source):  # a symbolic link would lead nowhere
+        raise InputError(f"{source} went away while the images were read: leave them there and run again")
     for how in (os.link, lambda s, t: os.symlink(Path(s).resolve(), t), shutil.copyfile):
         try:
             return how(source, target)
@@ -518,6 +567,7 @@ class BatchLoader:
             images = images.to(device)
         self.dataset = TensorDataset(images, split.labels.to(images.device))
         self.batch_size = batch_size
+        self.part = batch_size  # images that go through the model at once; train.py lowers it
         self.device = device
         self.standardize = standardize
         self.changes = changes or {}
@@ -554,4 +604,7 @@ def make_loaders(data, recipe, device):
     train = BatchLoader(
         data.train, recipe.batch_size, seed=recipe.seed, changes=changes, mixup=recipe.mixup, **shared
     )
-    return train, BatchLoader(data.test, 256, **shared)
+    # At most 1 GiB of attention weights at once: a CPU does not say that memory is too small.
+    tokens = (recipe.image_size // recipe.patch_size) ** 2 + 1
+    at_once = max(1, min(256, 2**28 // (recipe.heads * tokens**2)))
+    return train, BatchLoader(data.test, at_once, **shared)

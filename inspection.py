@@ -159,9 +159,11 @@ def inspect(model, pixels, inputs, measured, recipe):
     maps, blocks, heads = attention_maps(model, inputs[0])
     similarity, rows, columns = position_similarity(model, grid, grid)
     filters, shares = patch_filters(model, recipe.patch_size, recipe.channels)
+    # One by one: the attention weights of all blocks are kept.
+    rollouts = np.concatenate([attention_rollout(model, image) for image in inputs.split(1)])
     return {
         "pictures": np.stack([_small(image) for image in pixels]),
-        "rollout": attention_rollout(model, inputs).reshape(-1, grid, grid).astype(np.float32),
+        "rollout": rollouts.reshape(-1, grid, grid).astype(np.float32),
         "distance": attention_distance(model, measured, distances),
         "even_distance": distances.double().mean().numpy(),  # of attention that is the same everywhere
         "maps": maps.reshape(*maps.shape[:2], grid, grid).astype(np.float32),
@@ -200,7 +202,12 @@ def look_into(model, images, predictions, recipe, run):
         for number, entry in enumerate(entries, 1):
             entry["picture"] = f"{kind}/{number:03}.jpg"
             file = run / "dataset_split" / split / entry["file"]
-            data.save_thumbnail(file, run / entry["picture"], recipe.channels, side)
+            try:
+                data.save_thumbnail(file, run / entry["picture"], recipe.channels, side)
+            except OSError:  # a link, and its image went away during the training: as the model saw it
+                part = getattr(images, split)
+                pixels = _small(part.images[part.files.index(entry["file"])])
+                Image.fromarray(pixels.squeeze()).save(run / entry["picture"], quality=90)
 
     rollouts = rec.choose_rollouts(predictions, images.classes)
     index = torch.tensor([images.test.files.index(entry["file"]) for entry in rollouts])

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from bundle import bundle_names, check_output, check_student_id, staged, zip_bundle
+from machine import check_memory, keep_caches_writable
 from recipe import InputError, Recipe, load_recipe, named_recipes, parse_setting
 
 LONG = 600  # seconds of training that a person is warned of
@@ -139,7 +140,7 @@ def parse_args(argv=None):
         metavar="NAME=N",
         action="append",
         default=[],
-        help="what a zip may hold: images (default 200000), image_mb (200), total_gb (50)",
+        help="what a zip or folder may hold: images (default 200000), image_mb (200); total_gb (50): a zip",
     )
     parser.add_argument(
         "--resume",
@@ -300,6 +301,7 @@ def train_and_report(args, student_id, recipe, settings, screen):
             data.check_name(args.name)
         device = train.choose_device(args.device)
         precision = train.choose_precision(args.precision, device)
+        check_memory(recipe, device, precision)
         machine = rec.describe_machine(device)
         name = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
         screen.say(f"{device.type} ({name}), {precision}; recipe {Path(args.recipe).stem}")
@@ -356,6 +358,7 @@ def train_and_report(args, student_id, recipe, settings, screen):
             for image in facts["unreadable"]:
                 screen.say(f"left out, unreadable: {image['file']} ({image['reason']})", "yellow")
 
+        check_memory(recipe, device, precision, len(images.train.files), len(images.classes))
         with screen.stage("Model"):
             model = train.make_model(recipe, len(images.classes))
             described = rec.describe_model(model)
@@ -384,7 +387,8 @@ def train_and_report(args, student_id, recipe, settings, screen):
             loaders = data.make_loaders(images, recipe, device)
             left = recipe.epochs - len(history)
             if left:
-                expected = train.estimate_seconds(model, *loaders, recipe, precision) * left / recipe.epochs
+                expected = train.estimate_seconds(model, *loaders, recipe, precision, screen.say)
+                expected *= left / recipe.epochs
                 screen.say(f"{left} epochs, about {clock(expected)} here")
                 if expected > LONG:
                     screen.say(
@@ -464,6 +468,7 @@ def main(argv=None):
     try:
         from console import Screen, clock
 
+        keep_caches_writable()
         if args.verify:
             import verification
 
@@ -509,9 +514,24 @@ def main(argv=None):
         print("run.py: stopped", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        hints = {
+            **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"make room in {args.output_dir}"),
+            **dict.fromkeys(
+                (errno.EACCES, errno.EPERM, errno.EROFS), "give access to it, or name another --output-dir"
+            ),
+        }
+        if error.errno not in hints:
             raise
-        print(f"run.py: {error.strerror}: make room in {args.output_dir}", file=sys.stderr)
+        what = f" {error.filename!r}" if error.filename else ""
+        print(f"run.py: {error.strerror}{what}: {hints[error.errno]}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        import train
+
+        if not train.is_out_of_memory(error):
+            raise
+        hint = "make dim, depth or image_size smaller, or train on a machine with more"
+        print(f"run.py: memory is too small, even for one image at a time: {hint}", file=sys.stderr)
         return 2
 
     results = record["results"]

@@ -288,6 +288,7 @@ def run_trial(study, trial, images, base, space, deadline):
 
     import data
     import train
+    from machine import check_memory
 
     def tick():
         # The first result is waited for, however late: else a short budget would leave none.
@@ -300,6 +301,7 @@ def run_trial(study, trial, images, base, space, deadline):
     try:
         suggest(trial, space)
         recipe = dataclasses.replace(base, **changes_of(trial.params, base))
+        check_memory(recipe, device, precision, len(images.train.files), len(images.classes))
         model = train.make_model(recipe, len(images.classes)).to(device)
         loaders = data.make_loaders(images, recipe, device)
         rows = train.fit(model, *loaders, recipe, precision=precision, log=lambda line: None, tick=tick)

@@ -155,6 +155,56 @@ def make_scheduler(optimizer, recipe, steps_per_epoch):
     return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
+def is_out_of_memory(error):
+    """Whether an error says that memory is too small: a GPU's, Apple's, or the main memory."""
+    said = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")  # by plain RuntimeErrors
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in said)
+
+
+def add_gradients(model, data, target, part, *, scaler, precision="fp32", label_smoothing=0.0):
+    """Add the gradients of a batch's mean loss, `part` images at a time: (loss, logits (b, classes)).
+
+    However a batch is cut, its gradients are those of the whole batch, up to rounding: each part's loss
+    counts by its share of the images, which were augmented and mixed before. Only what a layer draws
+    (dropout) or takes from the whole batch (batch normalisation) is other than in one piece.
+    """
+    loss, outputs = 0.0, []
+    for images, labels in zip(data.split(part), target.split(part)):
+        with autocast(data.device, precision):
+            output = model(images).float()
+        share = F.cross_entropy(output, labels, label_smoothing=label_smoothing) * (len(images) / len(data))
+        scaler.scale(share).backward()
+        loss += share.detach()
+        outputs.append(output.detach())
+    return loss, torch.cat(outputs)
+
+
+def halved(part):
+    """Half as many images, after memory ran out."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # its blocks have sizes that will not be asked for again
+    return part // 2
+
+
+def backward(model, data, target, data_loader, log=print, **how):
+    """`add_gradients` in parts that fit in the memory: `data_loader.part` images, which is halved for this
+    and all later batches where memory runs out. Raises that error if one image is too many."""
+    whole = part = min(data_loader.part, len(data))
+    while True:
+        try:
+            result = add_gradients(model, data, target, part, **how)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if part == 1 or not is_out_of_memory(error):
+                raise
+        part = halved(part)  # out here the error is gone, and with it the tensors that it held
+        model.zero_grad()
+    if part < whole:
+        data_loader.part = part
+        log(f"Memory is too small for a whole batch: {part} images at a time, gradients added up")
+    return result
+
+
 def train_epoch(
     model,
     optimizer,
@@ -180,12 +230,11 @@ def train_epoch(
     scaler = scaler or torch.amp.GradScaler(enabled=False)
     loss_sum = correct = 0
 
+    how = {"scaler": scaler, "precision": precision, "label_smoothing": label_smoothing}
+
     for i, (data, target) in enumerate(data_loader):
         optimizer.zero_grad()
-        with autocast(data.device, precision):
-            output = model(data).float()
-        loss = F.cross_entropy(output, target, label_smoothing=label_smoothing)
-        scaler.scale(loss).backward()
+        loss, output = backward(model, data, target, data_loader, log, **how)
         if clip_norm:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
@@ -195,10 +244,10 @@ def train_epoch(
             scheduler.step()
 
         # Sums stay on the device: reading them each step would make a GPU wait.
-        loss_sum += loss.detach() * len(data)
+        loss_sum += loss * len(data)
         # Of a mixed image, the class that has the larger share counts.
         labels = target if target.ndim == 1 else target.argmax(-1)
-        correct += (output.detach().argmax(-1) == labels).sum()
+        correct += (output.argmax(-1) == labels).sum()
         if i % log_interval == 0:
             done = i * data_loader.batch_size
             share = 100 * done / total_samples
@@ -233,14 +282,24 @@ def test_views(recipe):
 def predict(model, data_loader, precision="fp32", flip=False, transpose=False):
     """The logits (n, classes), float32, and labels (n) of all images, in order.
 
-    With `flip` or `transpose` an image's logits are the mean over all its `symmetries`.
+    With `flip` or `transpose` an image's logits are the mean over all its `symmetries`. Where memory is
+    too small for a batch, its images are taken half as many at a time.
     """
     model.eval()
-    logits, labels = [], []
+    logits, labels, part = [], [], None
     for data, target in data_loader:
-        with autocast(data.device, precision):
-            of_views = [model(view).float() for view in symmetries(data, flip, transpose)]
-        logits.append(torch.stack(of_views).mean(0))
+        done, part = 0, part or len(data)
+        while done < len(data):
+            try:
+                with autocast(data.device, precision):
+                    views = symmetries(data[done : done + part], flip, transpose)
+                    logits.append(torch.stack([model(view).float() for view in views]).mean(0))
+                done += part
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if part == 1 or not is_out_of_memory(error):
+                    raise
+            part = halved(part)  # out here, as in `backward`
         labels.append(target)
     return torch.cat(logits), torch.cat(labels)
 
@@ -259,22 +318,24 @@ def evaluate(model, data_loader, loss_history, *, precision="fp32", log=print, *
     return loss, correct, logits
 
 
-def estimate_seconds(model, train_loader, test_loader, recipe, precision):
-    """How long `fit` will take, from two trial steps on copies of the model and of the loader."""
+def estimate_seconds(model, train_loader, test_loader, recipe, precision, log=print):
+    """How long `fit` will take, from two trial steps on copies of the model and of the loader.
+
+    If memory is too small for a whole batch, they find out the part of it that fits.
+    """
     keep_freed_memory()
     device = next(model.parameters()).device
     trial, batches = copy.deepcopy(model), copy.copy(train_loader)
     batches.generator, batches.rng = torch.Generator(device).manual_seed(0), np.random.default_rng(0)
     optimizer, batches = make_optimizer(trial, recipe), iter(batches)
+    scaler = torch.amp.GradScaler(enabled=False)
     with torch.random.fork_rng():  # dropout draws from it: training starts as if nothing had been
         for _ in range(2):  # the first is slower than all others
             start = time.perf_counter()
             images, target = next(batches, (None, None))
             if images is None:  # there is one batch only
                 break
-            with autocast(device, precision):
-                output = trial(images).float()
-            F.cross_entropy(output, target).backward()
+            backward(trial, images, target, train_loader, log, scaler=scaler, precision=precision)
             optimizer.step()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)

@@ -88,6 +88,7 @@ def train_and_score(images, recipe, threads=None, prepare=None):
 
     import data
     import train
+    from machine import check_memory
 
     if threads:
         torch.set_num_threads(threads)
@@ -95,6 +96,7 @@ def train_and_score(images, recipe, threads=None, prepare=None):
     precision = train.choose_precision("auto", device)
     start = time.perf_counter()
     try:
+        check_memory(recipe, device, precision, len(images.train.files), len(images.classes))
         model = train.make_model(recipe, len(images.classes)).to(device)
         if prepare:
             prepare(model)

@@ -7,10 +7,13 @@ in templates/answers/ and a student's own are rendered in Jinja's sandbox, with 
 
 import base64
 import html
+import io
 import re
+import warnings
 from functools import lru_cache
 from types import SimpleNamespace
 from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import jinja2
 import jinja2.meta
@@ -31,6 +34,8 @@ PICTURES = {
 }
 
 NEAR = 0.05  # attention distances that differ by less than this share of the image's side count as alike
+PICTURE_MB = 20  # at most; and as many pixels:
+PICTURE_PIXELS = 50_000_000
 
 # id, number, the assignment's words, graded points in %
 QUESTIONS = [
@@ -282,12 +287,14 @@ def lookups(record):
 @lru_cache
 def formula(latex, display):
     """LaTeX -> an <img> of vector outlines on the text's baseline, its words as alternative text."""
-    import ziamath
-
     from report.speech import spoken
 
     size = 100.0
-    drawn = ziamath.Latex(latex, size=size, inline=not display)
+    with warnings.catch_warnings():  # of how it finds its own font
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import ziamath
+
+        drawn = ziamath.Latex(latex, size=size, inline=not display)
     # The drawing's own box: its height in em, and how far it reaches below the baseline.
     svg = drawn.svg()
     _, top, width, height = map(float, re.search(r'viewBox="([^"]+)"', svg)[1].split())
@@ -309,17 +316,77 @@ def _label(label):
 
 
 def _picture(path, source, alt):
-    """A picture beside an answer as a data URL. InputError if it is not there or has no description."""
+    """A picture beside an answer as a data URL. InputError if it is not there, can't be shown, or has no
+    description."""
     where = path.name
     if not alt.strip():
         raise InputError(f"{where}: the picture {source} needs a description: ![what it shows]({source})")
-    file = (path.parent / source).resolve()
-    kind = PICTURES.get(file.suffix.lower())
-    if not file.is_relative_to(path.parent.resolve()) or not file.is_file() or not kind:
+    shown = "".join(c if c.isprintable() else "?" for c in source[:77]) + "..." * (len(source) > 77)
+    try:
+        file = (path.parent / source).resolve()
+        kind = PICTURES.get(file.suffix.lower())
+        there = file.is_relative_to(path.parent.resolve()) and file.is_file() and kind
+    except (OSError, ValueError):  # a name too long, or with a null byte
+        there = False
+    if not there:
         raise InputError(
-            f"{where}: can't show the picture {source}: put a {', '.join(PICTURES)} file into {path.parent}"
+            f"{where}: can't show the picture {shown}: put a {', '.join(PICTURES)} file into {path.parent}"
         )
-    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    try:
+        content = file.read_bytes()
+        fault = _fault_of(content, kind)
+    except OSError as error:
+        fault = error.strerror
+    if fault:
+        raise InputError(f"{where}: can't show the picture {shown}: {fault}")
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _fault_of(content, kind):
+    """Why the bytes of a picture can't be shown, or None. An SVG may refer to nothing outside itself."""
+    if len(content) > PICTURE_MB * 1e6:
+        return f"it has {len(content) / 1e6:.0f} MB, at most {PICTURE_MB} are allowed"
+    if kind == "image/svg+xml":
+        if b"<!ENTITY" in content:
+            return "it defines entities: save it as PNG"
+        try:
+            root = ElementTree.fromstring(content)
+        except (ElementTree.ParseError, ValueError, LookupError):  # no XML, or in an unknown encoding
+            return "it is no SVG"
+        for element in root.iter():
+            tag = str(element.tag).rpartition("}")[2]
+            values = [value for name, value in element.items() if name.rpartition("}")[2] == "href"]
+            values = [] if tag == "a" else values  # only to be clicked on
+            styles = " ".join([*element.attrib.values(), (element.text or "") * (tag == "style")])
+            values += re.findall(r"(?:url\(|@import)[\s'\"]*([^\s'\")]*)", styles)
+            if other := next((v for v in values if not v.strip().startswith(("#", "data:"))), None):
+                return f"it takes in {other[:80]!a}: save it as PNG, or with everything in it"
+        return None
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():  # of a size that is refused below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as picture:
+                if picture.width * picture.height > PICTURE_PIXELS:
+                    return f"{picture.width} x {picture.height} pixels are too many: make it smaller"
+                picture.load()
+    except Image.DecompressionBombError:
+        return "it has too many pixels: make it smaller"
+    except Exception as error:  # a broken picture can raise nearly anything out of a decoder
+        return f"it is damaged or no picture ({type(error).__name__})"
+    return None
+
+
+def _local_link(path, url):
+    """InputError for a link to a file, which leads nowhere on a reader's machine."""
+    if url.strip().lower().startswith("file:"):
+        raise InputError(f"{path.name}: {url[:80]} is a file of this machine: no reader can follow that link")
+
+
+def _link(self, tokens, index, options, env):
+    _local_link(env["path"], tokens[index].attrs["href"])
+    return self.renderToken(tokens, index, options, env)
 
 
 def _image(self, tokens, index, options, env):
@@ -357,6 +424,10 @@ def _markdown():
     )
     md.add_render_rule("fence", _fence)
     md.add_render_rule("image", _image)
+    md.add_render_rule("link_open", _link)
+    # These would stay as they are written; the rules above refuse them.
+    known = md.validateLink
+    md.validateLink = lambda url: known(url) or url.lower().startswith("file:")
     return md
 
 
@@ -384,9 +455,12 @@ def check_answers(folder):
     for path in files:
         if path.name not in known:
             raise InputError(f"{path}: no question has this name; they are {', '.join(known)}")
+        if not path.is_file():
+            raise InputError(f"{path} is no file")
         text = _read(path)
         try:
-            unknown = jinja2.meta.find_undeclared_variables(environment.parse(text)) - names
+            parsed = environment.parse(text)
+            unknown = jinja2.meta.find_undeclared_variables(parsed) - names
         except jinja2.TemplateSyntaxError as error:
             raise InputError(f"{path}, line {error.lineno}: {error.message}") from None
         if unknown:
@@ -394,7 +468,11 @@ def check_answers(folder):
                 f"{path}: {{{{ {sorted(unknown)[0]} }}}} can't be looked up; there are "
                 f"{', '.join(sorted(_sample_names()))}"
             )
+        if list(jinja2.meta.find_referenced_templates(parsed)):
+            raise InputError(f"{path}: an answer can't take in other files")
         for token in _tokens(text):
+            if token.type == "link_open":
+                _local_link(path, token.attrs["href"])
             if token.type == "image" and "{{" not in token.attrs["src"]:
                 _picture(path, unquote(token.attrs["src"]), token.content)
         for latex, display in _formulas(text):

@@ -6,7 +6,6 @@ Call `use_report_type` first.
 
 import atexit
 import io
-import logging
 import shutil
 import tempfile
 import unicodedata
@@ -36,7 +35,6 @@ TEST = {"color": VERMILION, "linestyle": (0, (4, 1.5)), "linewidth": 1.4}
 @lru_cache
 def use_report_type(text=""):
     """Make matplotlib set text in the report's faces, with those that the letters of `text` need."""
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # some faces have no bold
     folder = tempfile.mkdtemp(prefix="report-fonts-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     families = {}

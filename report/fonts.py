@@ -18,6 +18,9 @@ MONO, TERMINAL = "Source Code Pro", "DejaVu Sans Mono"
 # Names of our own, where we have no bold: a system that has the same font would put its bold in.
 SIGNS, ARABIC, CJK = "Report Signs", "Report Arabic", "Report CJK"
 
+# Set before it is imported: it tells that it lists the system's fonts, and that some faces have no bold.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+
 
 def _shipped(family, stem, *styles):
     return family, [(weight, style, FOLDER / f"{stem}-{weight}-{style}.woff2") for weight, style in styles]

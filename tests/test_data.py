@@ -2,6 +2,7 @@ import io
 import json
 import os
 import random
+import socket
 import stat
 import warnings
 import zipfile
@@ -112,6 +113,88 @@ def test_data_without_two_classes_of_two_images_is_refused(tmp_path, files, mess
         write(tmp_path / file)
     with pytest.raises(InputError, match=message):
         data.find_images(tmp_path)
+
+
+# Folders with more in them than images
+
+
+def test_links_to_folders_are_followed_and_circles_end(tmp_path):
+    make_folder(tmp_path / "elsewhere", {"rust": 3})
+    make_folder(tmp_path / "d", {"a": 2, "b": 2})
+    (tmp_path / "d" / "rust").symlink_to(tmp_path / "elsewhere" / "rust")
+    (tmp_path / "d" / "a" / "round").symlink_to(tmp_path / "d")
+    (tmp_path / "d" / "again").symlink_to(tmp_path / "d" / "b")
+    (tmp_path / "d" / "b" / "itself.png").symlink_to("itself.png")
+    found = names(data.find_images(tmp_path / "d"))
+    assert found == {
+        "a": ["a_1.png", "a_2.png"],
+        "b": ["b_1.png", "b_2.png", "itself.png"],  # reading will tell
+        "rust": ["rust_1.png", "rust_2.png", "rust_3.png"],
+    }
+
+
+def test_what_only_has_an_images_name_is_left_out_and_listed(tmp_path):
+    folder = make_folder(tmp_path / "d", {"a": 50, "b": 50})
+    os.mkfifo(folder / "a" / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        home = os.getcwd()
+        os.chdir(folder / "a")  # a socket's path may not be long
+        listener.bind("socket.png")
+        os.chdir(home)
+    (folder / "b" / "device.png").symlink_to("/dev/zero")
+    (folder / "b" / "gone.png").symlink_to("nowhere.png")
+    (folder / "b" / "folder.png").mkdir()
+    pictures, unreadable = data.load_pictures(data.find_images(folder), 16, 1, tmp_path)
+    assert len(pictures) == 100
+    assert [(path.name, reason.partition(":")[0]) for path, reason in unreadable] == [
+        ("pipe.png", "OSError"),
+        ("socket.png", "OSError"),
+        ("device.png", "OSError"),
+        ("gone.png", "FileNotFoundError"),
+    ]
+    assert unreadable[0][1] == "OSError: it is no regular file"
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"images": 29}, r"images holds 30 images, more than 29: if that is right, add --limit images=30"),
+        ({"image_mb": 0.0001}, r"'crazing/crazing_1\.png' in .*images has 0 MB .* --limit image_mb=1"),
+    ],
+)
+def test_folders_have_the_limits_of_zips(tmp_path, images, limits, message):
+    data.open_source(images, tmp_path, data.Limits(images=30))
+    with pytest.raises(InputError, match=message):
+        data.open_source(images, tmp_path, data.Limits(**limits))
+
+
+def test_a_folder_that_can_not_be_read_is_named_and_not_passed_over(tmp_path, images, monkeypatch):
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("patches"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(data.os, "scandir", closed)
+    with pytest.raises(
+        InputError, match=r"can't read the folder .*patches \(Permission denied\): give access"
+    ):
+        data.find_images(images)
+
+
+def test_an_image_that_went_away_after_it_was_read_stops_the_run_before_training(
+    tmp_path, images, monkeypatch
+):
+    split_names = data.split_names
+
+    def split_and_lose(*args):
+        (images / "patches" / "patches_10.png").unlink()
+        return split_names(*args)
+
+    monkeypatch.setattr(data, "split_names", split_and_lose)
+    with pytest.raises(InputError, match=r"patches_10\.png went away while the images were read"):
+        data.load_data(images, tmp_path / "split", RECIPE)
 
 
 # Zips

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from PIL import Image
 
+import data
 import inspection
+import record as rec
 from recipe import Recipe
 from vit import ViT
 
@@ -175,3 +178,24 @@ def test_a_two_patch_colour_model_can_be_inspected():
     assert arrays["maps"] == pytest.approx(np.ones((1, 2, 1, 1)))
     assert arrays["distance"].tolist() == [[0, 0]]
     assert arrays["even_distance"] == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_that_went_away_during_the_training_is_shown_as_the_model_saw_it(tmp_path, images, channels):
+    recipe = Recipe(image_size=12, patch_size=4, channels=channels)
+    run = tmp_path / "run"
+    run.mkdir()
+    loaded = data.load_data(images, run / "dataset_split", recipe)
+    total = len(loaded.test.files)
+    logits = np.eye(3, dtype=np.float32)[loaded.test.labels]
+    results = rec.score(logits, loaded.test.labels.numpy(), loaded.classes, loaded.test.files)
+    gone = run / "dataset_split" / "test" / loaded.test.files[0]
+    gone.unlink()
+
+    shown = inspection.look_into(small_vit(channels=channels), loaded, results["predictions"], recipe, run)
+
+    assert total == 9 and len(shown["examples"]) == 9
+    entry = next(e for e in shown["examples"] if e["file"] == loaded.test.files[0])
+    with Image.open(run / entry["picture"]) as picture:
+        pixels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1).astype(int)
+    assert np.abs(pixels - loaded.test.images[0].numpy()).mean() < 12  # JPEG

@@ -5,7 +5,10 @@ import io
 import itertools
 import json
 import math
+import os
 import re
+import struct
+import zlib
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -286,6 +289,95 @@ def test_pictures_in_answers_come_from_their_own_folder_only(tmp_path, record, b
     }.items():
         with pytest.raises(InputError, match=message):
             answered(folder, record, text)
+
+
+SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="9" height="9">'
+)
+
+
+def png_that_claims(width, height):
+    """The bytes of a small PNG file whose header says that it is large."""
+
+    def chunk(name, content):
+        check = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("a.png", b"no picture", "damaged or no picture"),
+        ("a.jpg", b"", "damaged or no picture"),
+        ("a.png", png_that_claims(60000, 60000), "too many pixels: make it smaller"),
+        ("a.png", png_that_claims(9000, 9000), "9000 x 9000 pixels are too many: make it smaller"),
+        ("a.gif", bytes(20_600_000), "it has 21 MB, at most 20 are allowed"),
+        ("a.svg", b"<svg", "it is no SVG"),
+        ("a.svg", f'{SVG}<image xlink:href="file:///etc/passwd"/></svg>', "takes in 'file:///etc/passwd'"),
+        (
+            "a.svg",
+            f'{SVG}<image href="http://127.0.0.1:9/x.png"/></svg>',
+            "takes in 'http://127.0.0.1:9/x.png'",
+        ),
+        ("a.svg", f'{SVG}<use href="other.svg#x"/></svg>', "takes in 'other.svg#x'"),
+        (
+            "a.svg",
+            f'{SVG}<rect fill="url(http://127.0.0.1:9/#x)"/></svg>',
+            "takes in 'http://127.0.0.1:9/#x'",
+        ),
+        ("a.svg", f"{SVG}<style>@import 'http://127.0.0.1:9/x';</style></svg>", "takes in 'http://127.0"),
+        ("a.svg", f'<!DOCTYPE svg [<!ENTITY x SYSTEM "file:///etc/passwd">]>{SVG}&x;</svg>', "entities"),
+    ],
+)
+def test_pictures_that_are_broken_huge_or_refer_to_others_are_refused(tmp_path, name, content, fault):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "q06.md").write_text(f"![a]({name})")
+    with pytest.raises(
+        InputError, match=rf"q06\.md: can't show the picture {name}: .*{re.escape(fault)}"
+    ) as said:
+        report.check_answers(tmp_path)
+    assert "\n" not in str(said.value)
+
+
+def test_drawings_that_stand_alone_are_shown(tmp_path, record):
+    figure, axes = plt.subplots(figsize=(1, 1))
+    axes.plot([1, 2])
+    figure.savefig(tmp_path / "plot.svg")
+    plt.close(figure)
+    (tmp_path / "link.svg").write_text(
+        f'{SVG}<a href="http://example.org"><rect fill="url(#g)"/></a><text>url(x)</text></svg>'
+    )
+    html = answered(tmp_path, record, "![a plot](plot.svg) ![a link](link.svg)")["q06"]
+    assert html.count("data:image/svg+xml") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("![a](file:///etc/passwd)", "can't show the picture file:///etc/passwd"),
+        ("[a](FILE:///etc/passwd)", "FILE:///etc/passwd is a file of this machine"),
+        ("[a]({{ 'file:///etc/passwd' }})", "file:///etc/passwd is a file of this machine"),
+        ("![a]({{ 'http://127.0.0.1:9/x.png' }})", "can't show the picture http://127.0.0.1:9/x.png"),
+        ("![a][r]\n\n[r]: http://127.0.0.1:9/x.png", "can't show the picture http://127.0.0.1:9/x.png"),
+        ("![a](x%00.png)", r"can't show the picture x\?\.png"),
+        (f"![a]({'x' * 5000}.png)", r"can't show the picture x{77}\.\.\.:"),
+        ("{% include '/etc/passwd' %}", "can't take in other files"),
+        ("{% include classes[0] %}", "can't take in other files"),
+    ],
+)
+def test_answers_take_in_nothing_from_elsewhere(tmp_path, record, text, message):
+    with pytest.raises(InputError, match=message):
+        answered(tmp_path, record, text)
+
+
+def test_an_answer_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "q06.md")
+    with pytest.raises(InputError, match=r"q06\.md is no file"):
+        report.check_answers(tmp_path)
 
 
 def test_weasyprint_may_read_nothing_but_the_page():
