@@ -137,6 +137,13 @@ def test_the_words_on_attention_distance_follow_the_measurement(record, means, w
     assert "single heads of block 1" not in answers.render_answers(changed)["q10c"]
 
 
+def test_the_caption_says_where_not_all_blocks_and_heads_are_drawn(record, bundle):
+    assert "evenly chosen" not in drawn(record, bundle)
+    changed = copy.deepcopy(record)
+    changed["recipe"]["values"]["depth"] = 12
+    assert "Shown are 2 of 12 blocks and 2 of 2 heads, evenly chosen." in flat(drawn(changed, bundle))
+
+
 @pytest.mark.parametrize("demonstration", [False, True])
 @pytest.mark.parametrize("correct", [0, 3, 9])
 def test_the_words_follow_the_result(record, bundle, correct, demonstration):
