@@ -131,18 +131,30 @@ def setting(value):
     return f"{value:g}" if isinstance(value, float) else value
 
 
+CHANGED = {  # hyperparameters in words, where the name with spaces is none
+    "dim": "token width",
+    "dim_head": "head width",
+    "mlp_dim": "MLP width",
+    "pos_embedding": "position embedding",
+    "crop": "random shift",
+    "flip": "flips",
+    "transpose": "transposition",
+    "standardize": "standardisation",
+    "muon_learning_rate": "Muon’s rate",
+}
+
+
 def changed_to(row):
     """A diary's row in words: "depth 9", "no mixup"."""
     name, value = row["name"], row["value"]
-    if (
-        value is False
-        or value == "off"
-        or (value == 0 and name in ("mixup", "crop", "label_smoothing", "weight_decay"))
-    ):
-        return f"no {name}"
+    words = CHANGED.get(name, name.replace("_", " "))
     if name == "muon_learning_rate" and value == 0:
-        return "AdamW in place of Muon"
-    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        return "AdamW, no Muon"
+    if name == "pool":
+        return "class token" if value == "cls" else "mean of tokens"
+    if value is False or value == "off" or (value == 0 and name not in ("learning_rate", "warmup_epochs")):
+        return f"no {words}"
+    return words if value is True else f"{words} {setting(value)}"
 
 
 def pixels(number):

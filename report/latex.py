@@ -34,9 +34,8 @@ FIGURES = ("counts", "samples-train", "samples-test", "curves", "confusion", "ca
 FIGURES += ("examples", "mistakes", "rollout", "heads", "distance", "positions", "filters", "diary", "shares")
 LABELS = {name: f"sec:{name}" for name in SECTIONS} | {name: f"fig:{name}" for name in FIGURES}
 LABELS |= {f"table-{name}": f"tab:{name}" for name in ("data", "recipe", "classes")}
-CITATIONS = {
-    f"ref-{name}": name for name in ("vit", "adamw", "muon", "mixup", "attention", "rollout", "ece", "neu")
-}
+CITED = ("vit", "adamw", "muon", "mixup", "attention", "rollout", "ece", "lmvit", "transfer", "neu")
+CITATIONS = {f"ref-{name}": name for name in CITED}
 TEXT_WIDTH = 455  # pt, 160 mm
 COMPILE_SECONDS = 180
 

@@ -76,7 +76,7 @@ def test_question_7_calls_noise_noise_and_names_what_is_beyond_it(record, bundle
     assert table["MLP width"] == "9: −20.0"
     assert table["Heads"] == "9: +3.5"
     assert table["Image size, pixels"] == ""
-    assert "mlp_dim 9 −20.0" in text.split("largest losses")[1].split(".\n")[0]
+    assert "MLP width 9 −20.0" in text.split("largest losses")[1].split(".\n")[0]
     assert "heads 9 +3.5" in text.split("Better than the recipe")[1]
     assert "Of 3 changes 1 is within noise" in text
 
@@ -117,7 +117,10 @@ def test_figures_of_studies_have_captions_links_and_all_numbers_in_words(record,
     made = compare.summary(comparison_record(scores, scores))
     record["findings"]["comparison"] = made | {"fresh": True, "file": "c.json"}
     page = render.render_html(record, bundle.run)
-    for name, words in (("diary", "mlp_dim 9: −20.0 (−21.3 to −18.7)"), ("shares", "CNN, 100 images: 70.3")):
+    for name, words in (
+        ("diary", "MLP width 9: −20.0 (−21.3 to −18.7)"),
+        ("shares", "CNN, 100 images: 70.3"),
+    ):
         figure = page.split(f'<figure class="plot" id="{name}">')[1].split("</figure>")[0]
         assert words in figure.split('alt="')[1].split('"')[0]
         assert "AMD EPYC" in figure.split("<figcaption>")[1]
