@@ -253,7 +253,11 @@ def lookups(record):
     attention, near = record["attention"], NEAR * recipe.image_size
     distances = [block["mean"] for block in attention["blocks"]]
     change = distances[-1] - distances[0]
-    by_recall = sorted(results["per_class"], key=lambda name: results["per_class"][name]["recall"])
+
+    def recall(name):
+        return results["per_class"][name]["recall"]
+
+    by_recall = sorted(results["per_class"], key=recall)
     return {
         "recipe": recipe,
         "data": record["data"],
@@ -283,7 +287,7 @@ def lookups(record):
         "diary_differs": [
             name
             for name, value in (diary["recipe"].items() if diary else ())
-            if name not in ("epochs", "warmup_epochs", "split_seed") and getattr(recipe, name) != value
+            if name not in ("warmup_epochs", "split_seed") and getattr(recipe, name) != value
         ],
         **captions_of(found, record),
         "second_right": sum(
@@ -291,8 +295,13 @@ def lookups(record):
             for p in results["predictions"]
             if p["true"] != p["predicted"]
         ),
-        "hardest": by_recall[0],
-        "easiest": by_recall[-1],
+        "harder": " and ".join(
+            ["augmented"] * bool(recipe.flip or recipe.crop or recipe.brightness or recipe.contrast)
+            + ["blended"] * bool(recipe.mixup)
+        ),
+        "standard_recipe": record["recipe"].get("name") in ("default", "best"),
+        # None where two classes share the lowest recall.
+        "hardest": by_recall[0] if len(set(map(recall, by_recall[:2]))) == 2 else None,
     }
 
 

@@ -479,7 +479,7 @@ def convert_answers(record, folder, figures):
         }
     mark = f"% {uuid.uuid4()} "  # parts the answers in what pandoc returns
     for key, (path, text) in texts.items():
-        page = _markdown(path).render(text)
+        page = _markdown(path).render(text, {"path": path})
         parsed = json.loads(
             pypandoc.convert_text(page, "json", format="html-auto_identifiers", extra_args=["--sandbox"])
         )
