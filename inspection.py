@@ -16,7 +16,6 @@ MAX_FILTERS = 28  # as in the paper's figure 7, left
 MAX_SIDE = 160  # pixels of the pictures kept beside the rollouts
 MAX_BLOCKS = MAX_HEADS = 8  # at most so many have their attention map drawn
 MEASURED = 48  # at most so many images are measured for the attention distance
-AT_ONCE = 16  # images: their attention weights must fit into memory
 
 
 def _evenly(count, most):
@@ -92,7 +91,8 @@ def attention_distance(model, images, distances):
         weights = _to_patches(weights[..., 1:, :].float())
         return (weights * distances.to(weights.device)).sum(dim=-1).mean(dim=-1).sum(dim=0).cpu().double()
 
-    parts = [torch.stack(_attention(model, some, keep)) for some in images.split(AT_ONCE)]
+    # One by one: a GPU may be too small for more.
+    parts = [torch.stack(_attention(model, image, keep)) for image in images.split(1)]
     return (sum(parts) / len(images)).numpy()
 
 

@@ -102,10 +102,9 @@ def test_even_attention_has_the_mean_distance_of_all_pairs_of_patches():
     assert float(inspection.patch_distances(2, 2, 4).mean()) == pytest.approx(by_hand)
 
 
-def test_attention_distance_is_averaged_over_patches_and_images(monkeypatch):
+def test_attention_distance_is_averaged_over_patches_and_images():
     from scipy.spatial.distance import cdist
 
-    monkeypatch.setattr(inspection, "AT_ONCE", 2)  # 5 images: 2, 2 and 1 at once
     model, images = small_vit(heads=3), 4 * torch.randn(5, 1, 12, 12)
     places = np.array([(4 * i, 4 * j) for i in range(3) for j in range(3)])
     far, weights = cdist(places, places), weights_of(model, images)[..., 1:, 1:]

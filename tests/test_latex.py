@@ -131,7 +131,8 @@ def test_every_reference_has_its_target(tex, record, bundle, tmp_path):
     pictures = re.findall(r"\\includegraphics\[[^]]*\]\{([^}#]+)\}", tex)
     pictures += re.findall(r"^\\example\{([^}]+)\}", tex, re.MULTILINE)
     kinds = ("examples", "mistakes", "train_samples", "test_samples")
-    assert len(pictures) == 9 + sum(len(record[kind]) for kind in kinds)
+    studies = sum(found is not None for found in record["findings"].values())  # a figure each
+    assert len(pictures) == 9 + studies + sum(len(record[kind]) for kind in kinds)
     for picture in pictures:
         assert (folder / picture).is_file()
     assert (folder / "figures" / "confusion.pdf").read_bytes().startswith(b"%PDF")

@@ -131,7 +131,7 @@ def test_the_words_on_attention_distance_follow_the_measurement(record, means, w
     answer = flat(answers.render_answers(changed)["q10c"]).replace(" of the image’s side", "")
     assert words in answer
     assert "attending evenly would give 10.0" in answer
-    assert ("no block favours near patches" in answer) == (min(means) > 8.4)
+    assert ("no block’s mean is clearly below that" in answer) == (min(means) > 8.4)
     assert f"lie between {means[0] - 1:.1f} and {means[0] + 1:.1f} pixels" in answer
     changed["recipe"]["values"]["heads"] = 1
     assert "single heads of block 1" not in answers.render_answers(changed)["q10c"]
