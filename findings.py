@@ -4,10 +4,13 @@ A study of one's own is fresh. In place of one that was not made the report show
 NEU-CLS, as recorded: with its date and machine, never as a result of the run.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 from pathlib import Path
+
+import filelock
 
 from recipe import InputError, load_recipe
 from record import write_whole
@@ -56,12 +59,9 @@ def make_studies(folder, source, recipe, settings, *, budget, diary, comparison,
 
     source: zip or folder; recipe: the run's; settings: (name, value) pairs of it that a search keeps;
     budget: of the search, or None for none; diary, comparison: FRESH, a results file, or None.
-    -> (recipe, findings); the recipe is the best one found where a search was made.
+    -> (recipe, findings); the recipe is the best one found where a search was made. InputError also where
+    another run is at it.
     """
-    import compare as cnns
-    import tune
-    from train import choose_device
-
     recorded = load_findings(*(None if path == FRESH else path for path in (diary, comparison)))
     if not (budget or FRESH in (diary, comparison)):
         return recipe, recorded
@@ -69,7 +69,26 @@ def make_studies(folder, source, recipe, settings, *, budget, diary, comparison,
         import search
 
         search.parse_budget(budget)
+    with _alone(folder):
+        return _make(folder, source, recipe, settings, budget, diary, comparison, say)
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """The folder, made, for this process alone. InputError if another has it."""
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / "lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise InputError(f"another run makes studies in {folder}: wait for it") from None
+
+
+def _make(folder, source, recipe, settings, budget, diary, comparison, say):
+    import compare as cnns
+    import tune
+    from train import choose_device
+
     start = folder / "recipe.toml"
     write_whole(start, recipe.as_toml())
     where = ["--data", str(source), "--recipe", str(start)]

@@ -228,3 +228,16 @@ def test_a_diary_and_a_comparison_can_be_made_within_the_run(tmp_path, monkeypat
     assert calls[0].diary == str(ROOT / "studies" / "diary.toml")
     assert calls[1].epochs == 40
     assert calls[1].shares == [100, 50, 25, 10]
+
+
+def test_two_runs_do_not_write_the_same_studies(tmp_path):
+    import filelock
+
+    (tmp_path / "s").mkdir()
+    with (
+        filelock.FileLock(tmp_path / "s" / "lock"),
+        pytest.raises(InputError, match="another run makes studies"),
+    ):
+        findings.make_studies(
+            tmp_path / "s", "d.zip", Recipe(), [], budget="1", diary=None, comparison=None, say=print
+        )
