@@ -214,7 +214,7 @@ def test_a_full_disk_is_said_and_costs_no_finished_epoch(folder, tmp_path, monke
     ("more", "message"),
     [
         ([], "there is no interrupted run of 9 to resume"),
-        (["--set", "epochs=3"], "leave --data, --recipe, --set and --seed out"),
+        (["--set", "epochs=3"], "leave --data, --recipe, --set, --seed and studies out"),
     ],
 )
 def test_resume_is_refused_where_it_makes_no_sense(tmp_path, capsys, more, message):
