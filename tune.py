@@ -294,6 +294,14 @@ def say_at_once(line):
     print(line, flush=True)
 
 
+def _was_stopped(error):
+    """Whether an error only follows from a Ctrl-C, such as one that came while Optuna held its lock."""
+    while error := error.__cause__ or error.__context__:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+    return False
+
+
 def search_recipe(args, say=say_at_once):
     """Search from the recipe --recipe, and write and print what was found. -> the search's record"""
     try:
@@ -353,6 +361,8 @@ def search_recipe(args, say=say_at_once):
         finally:
             record, toml = search.write_results(args.output, study, base, settings, space, about)
     except (StorageInternalError, OSError) as error:
+        if _was_stopped(error):
+            raise KeyboardInterrupt from None
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise InputError(f"the study's storage failed ({reason}): the same command goes on") from None
     if toml is None:

@@ -334,6 +334,21 @@ def test_other_settings_do_not_join_a_study(tmp_path, search_args, capsys):
     assert (tmp_path / "study.json").read_text() == before
 
 
+def test_ctrl_c_inside_the_storage_is_no_fault_of_the_storage():
+    def stopped_with(error):
+        try:
+            try:
+                raise error
+            finally:
+                raise OSError("the lock was not held")
+        except OSError as after:
+            return after
+
+    assert tune._was_stopped(stopped_with(KeyboardInterrupt()))
+    assert not tune._was_stopped(stopped_with(ValueError()))
+    assert not tune._was_stopped(OSError())
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
