@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import random
@@ -354,6 +355,7 @@ def load_pictures(files, side, channels, folder, tick=lambda: None):
 
     # What Pillow can't read is listed; what it merely warns of (large, odd tags) was read.
     warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     keys = [(label, name) for label in files for name in files[label]]
     paths = [files[label][name] for label, name in keys]
     store = pixel_store((len(keys), channels, side, side), folder)

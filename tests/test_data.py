@@ -4,6 +4,7 @@ import os
 import random
 import socket
 import stat
+import struct
 import warnings
 import zipfile
 from collections import Counter
@@ -575,3 +576,19 @@ def test_without_changes_nothing_is_drawn():
     state = generator.get_state()
     torch.testing.assert_close(data.augment(images, generator), images)
     assert torch.equal(generator.get_state(), state)
+
+
+def test_a_damaged_image_is_listed_and_its_decoder_says_nothing_beside(tmp_path, caplog):
+    folder = make_folder(tmp_path / "d", {"a": 30, "b": 30})
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, "TIFF")
+    content = bytearray(content.getvalue())
+    (start,) = struct.unpack("<I", content[4:8])
+    (tags,) = struct.unpack("<H", content[start : start + 2])
+    for at in range(start + 2, start + 2 + 12 * tags, 12):
+        if struct.unpack("<H", content[at : at + 2]) == (277,):  # samples per pixel
+            content[at + 8 : at + 10] = struct.pack("<H", 259)
+    (folder / "a" / "odd.tif").write_bytes(content)
+    loaded = data.load_data(folder, tmp_path / "split", RECIPE)
+    assert [path.name for path, _ in loaded.unreadable] == ["odd.tif"]
+    assert caplog.records == []
