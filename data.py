@@ -116,7 +116,7 @@ def extract_images(zip_path, folder, limits):
     outside the limits."""
     try:
         with zipfile.ZipFile(zip_path) as archive:
-            others = [e for e in archive.infolist() if not e.is_dir()]
+            others = [e for e in archive.infolist() if e.filename and not e.is_dir()]
             entries = [e for e in others if is_image_name(e.filename)]
             check_archive(zip_path, entries, others, folder, limits)
             if any(e.flag_bits & 1 for e in entries):

@@ -592,3 +592,12 @@ def test_a_damaged_image_is_listed_and_its_decoder_says_nothing_beside(tmp_path,
     loaded = data.load_data(folder, tmp_path / "split", RECIPE)
     assert [path.name for path, _ in loaded.unreadable] == ["odd.tif"]
     assert caplog.records == []
+
+
+def test_a_zip_entry_without_a_name_is_passed_over(tmp_path):
+    zip_path = zip_folder(make_folder(tmp_path / "d", {"a": 3, "b": 3}), tmp_path / "d.zip")
+    with zipfile.ZipFile(zip_path, "a") as archive:
+        archive.writestr("NAME", "x")
+    zip_path.write_bytes(zip_path.read_bytes().replace(b"NAME", b"\0AME"))  # read up to the null byte: empty
+    data.unzip(zip_path, tmp_path / "out")
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 6
