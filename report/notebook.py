@@ -55,14 +55,14 @@ def write_notebook(record, folder, tick=lambda: None):
 
     path = folder / notebook_name(record["student"]["id"])
     text = assemble_cells(record, (folder / "run" / "training.log").read_text(encoding="utf-8"))
-    notebook, message = read_cells(text), None
+    notebook, message, begun = read_cells(text), None, []
     try:
         with tempfile.TemporaryDirectory(prefix="notebook-") as scratch:
-            _run(notebook, record, folder, Path(scratch), tick)
+            _run(notebook, record, folder, Path(scratch), begun.append, tick)
     except Exception as error:  # of the code, the kernel or the disk: none may cost the finished bundle
         name, said = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
         fault = " ".join(f"{name}: {said}".split())[:200]
-        message = f"{path.name} stopped {_place(notebook)} ({fault}): it is written without outputs"
+        message = f"{path.name} stopped {_place(notebook, begun)} ({fault}): it is written without outputs"
         notebook = read_cells(text)
     write_whole(path, nbformat.writes(notebook) + "\n")
     return path, message
@@ -82,8 +82,11 @@ def read_cells(text):
     return notebook
 
 
-def _run(notebook, record, folder, scratch, tick):
-    """Run all cells in a kernel of this Python; they get their outputs. nbclient's errors where one fails."""
+def _run(notebook, record, folder, scratch, begin, tick):
+    """Run all cells in a kernel of this Python; they get their outputs. nbclient's errors where one fails.
+
+    `begin` is called with a cell's number before it, `tick` after it.
+    """
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpecManager
     from nbclient import NotebookClient
@@ -110,6 +113,7 @@ def _run(notebook, record, folder, scratch, tick):
         # The same weights give the same bytes.
         record_timing=False,
         coalesce_streams=True,
+        on_cell_start=lambda cell_index, **_: begin(cell_index),
         on_cell_executed=lambda **_: tick(),
     )
     # In a thread, where nbclient leaves Ctrl-C alone: it would call it a dead kernel.
@@ -137,12 +141,10 @@ def _run(notebook, record, folder, scratch, tick):
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
 
 
-def _place(notebook):
-    """ "in Step 5": where the last cell stands that was begun."""
-    heading = place = "at its start"
-    for cell in notebook.cells:
+def _place(notebook, begun):
+    """ "in Step 5": where the last cell stands that was begun, of the numbers `begun`."""
+    place = "at its start"
+    for cell in notebook.cells[: max(begun, default=-1) + 1]:
         if cell.cell_type == "markdown" and (match := re.match(r"#+ (Step \d)", cell.source)):
-            heading = f"in {match[1]}"
-        if cell.get("execution_count"):
-            place = heading
+            place = f"in {match[1]}"
     return place
