@@ -74,6 +74,26 @@ def check_output(folder, student_id, force):
 CHECKPOINT = "checkpoint.pt"  # in the run folder, while a run is not finished
 
 
+def take_lock(folder, busy):
+    """The lock of a folder in the output folder, for this process alone; the folder is made.
+
+    InputError if another process has it, with the words `busy`, or if nothing can be written.
+    """
+    import filelock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / "lock")
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InputError(busy) from None
+    except OSError as error:
+        raise InputError(
+            f"can't write to --output-dir {folder.parent}: {error.strerror}; name another"
+        ) from None
+    return lock
+
+
 class Staging:
     """A folder under construction. What is in it after a failure is kept for --resume once an epoch is
     finished, and published as it is if `keep` was set: weights trained for minutes are worth more
@@ -96,21 +116,9 @@ def staged(folder, student_id, resume=False):
     interrupted run. InputError if there is none, if another run is at work, or if nothing can be
     written.
     """
-    import filelock
-
     partial = folder.parent / f".{student_id}-partial"
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(partial / "lock")
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise InputError(
-            f"another run is writing {folder}: wait for it, or name another --output-dir"
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"can't write to --output-dir {folder.parent}: {error.strerror}; name another"
-        ) from None
+    busy = f"another run is writing {folder}: wait for it, or name another --output-dir"
+    lock = take_lock(partial, busy)
     _recover(partial, folder, student_id)
     if resume and not (partial / "run" / CHECKPOINT).is_file():
         _give_up(partial, lock)

@@ -29,16 +29,23 @@ import random
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
 
 import data
 import train
-from diary import interval
+from diary import paired
 from recipe import InputError, load_recipe
-from tune import cached_images, describe_source, load_images, run_all, say_at_once, share_cores
+from tune import (
+    add_run_arguments,
+    cached_images,
+    describe_source,
+    load_images,
+    run_all,
+    say_at_once,
+    share_cores,
+)
 
 
 class BasicBlock(nn.Module):
@@ -251,9 +258,8 @@ def summary(record):
     Means over the seeds of accuracy (0 to 1), seconds of training, and images a second in training
     (train_rate) and inference (inference_rate); `sd` is the sample standard deviation of the
     accuracy. Of networks beside the ViT, over the seeds that both have: `at_vit_seconds`, the
-    accuracy reached in the ViT's seconds of training; `difference`, ViT minus network, with its 95 %
-    interval `low` to `high` (Student's t); `within_noise` where that holds zero or can't be had. The
-    noise is that of training; another split would add its own. A figure that can't be had is None.
+    accuracy reached in the ViT's seconds of training, and what diary.paired says of ViT minus network.
+    The noise is that of training; another split would add its own. A figure that can't be had is None.
     Failed runs count in `failed` alone.
     """
     groups = {}
@@ -267,7 +273,6 @@ def summary(record):
         runs = list(of_seed.values())
         pairs = [(vit[seed], of_seed[seed]) for seed in of_seed if seed in vit and name != "vit"]
         differences = [a["accuracy"] - b["accuracy"] for a, b in pairs]
-        low, high = interval(differences) or (None, None)
         table.append(
             {
                 "model": name,
@@ -284,10 +289,8 @@ def summary(record):
                 "inference_rate": mean(row["inference_rate"] for row in runs),
                 "at_vit_seconds": mean(accuracy_within(b["history"], a["seconds"]) for a, b in pairs),
                 "pairs": len(pairs),
-                "difference": mean(differences),
-                "low": low,
-                "high": high,
-                "within_noise": (low is None or low <= 0 <= high) if pairs else None,
+                **paired(differences),
+                **({} if pairs else {"within_noise": None}),  # there is nothing to compare with
             }
         )
     return {
@@ -334,19 +337,13 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--data", required=True, metavar="PATH", help="zip or folder, as for run.py")
+    add_run_arguments(parser)
     parser.add_argument("--recipe", default="default", metavar="NAME", help="for all networks")
     parser.add_argument("--epochs", type=int, metavar="N", help="in place of the recipe's")
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=" ".join(MODELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     parser.add_argument(
         "--shares", type=int, nargs="+", default=[100], metavar="N", help="%% of the training split"
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs at once, which share the cores (default: 1)"
-    )
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="JSON", help="results; goes on from there"
     )
     return parser.parse_args(argv)
 
@@ -372,8 +369,6 @@ def compare(args, say=say_at_once):
     for share in args.shares:
         if not 1 <= share <= 100:
             raise InputError(f"--shares must be from 1 to 100 (percent), not {share}")
-    if args.jobs < 1:
-        raise InputError(f"--jobs must be 1 or more, not {args.jobs}")
     epochs = [] if args.epochs is None else [("epochs", args.epochs)]
     recipes = [load_recipe(args.recipe, [*epochs, ("seed", seed)]) for seed in args.seeds]
 

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import statistics
 
-from recipe import InputError, Recipe, read_toml
+from recipe import InputError, check_names, read_toml
 from tune import cached_images, folds_of, train_and_score
 
 # A change that no hyperparameter makes, as vit.py is the paper's: the embedding stays zero.
@@ -43,11 +43,8 @@ def load_diary(path, base):
 
 
 def _changed(path, recipe, values):
-    known = {f.name for f in dataclasses.fields(Recipe)}
-    for name in values:
-        if name not in known:
-            raise InputError(f"{path}: no hyperparameter is called {name!r}; run.py --help lists them")
     try:
+        check_names(values)
         return dataclasses.replace(recipe, **values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -97,14 +94,25 @@ def interval(differences, confidence=0.95):
     return mean - float(half), mean + float(half)
 
 
+def paired(differences):
+    """What a summary says of paired differences: their mean, its 95 % interval `low` to `high`, and
+    `within_noise`, where that holds zero or can't be had. A figure that can't be had is None."""
+    low, high = interval(differences) or (None, None)
+    return {
+        "difference": statistics.mean(differences) if differences else None,
+        "low": low,
+        "high": high,
+        "within_noise": low is None or low <= 0 <= high,
+    }
+
+
 def summary(record):
     """A diary's table, JSON-ready: what the report shows.
 
     `start` has the accuracy (0 to 1) of the recipe that all else is compared with, its standard
     deviation over runs, the number of runs, and the images validated on. Each of `rows` is a changed
-    value: accuracy, sd, runs, `seconds` a run; `difference`, the mean paired difference to the start, with
-    its 95 % interval `low` to `high`; `within_noise` where that holds zero or can't be had. Failed
-    runs are counted in `failed` alone.
+    value: accuracy, sd, runs, `seconds` a run, and what `paired` says of its differences to the start.
+    Failed runs are counted in `failed` alone.
     """
     groups = {}
     for row in record["rows"].values():
@@ -129,17 +137,7 @@ def summary(record):
             continue
         pairs = [(start[fold], row) for fold, row in whole[name, value].items() if fold in start]
         differences = [a["errors"] / a["images"] - b["errors"] / b["images"] for a, b in pairs]
-        low, high = interval(differences) or (None, None)
-        rows.append(
-            {"name": name, "value": value}
-            | figures((name, value))
-            | {
-                "difference": statistics.mean(differences) if differences else None,
-                "low": low,
-                "high": high,
-                "within_noise": low is None or low <= 0 <= high,
-            }
-        )
+        rows.append({"name": name, "value": value} | figures((name, value)) | paired(differences))
     dates = sorted(row["date"] for row in record["rows"].values())
     return {
         "recipe": record["recipe"],

@@ -4,19 +4,23 @@ A study of one's own is fresh. In place of one that was not made the report show
 NEU-CLS, as recorded: with its date and machine, never as a result of the run.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 
-import filelock
-
+from bundle import take_lock
 from recipe import InputError, load_recipe
-from record import write_whole
 
-ROOT = Path(__file__).parent
-RECORDED = {"diary": "neu-cls-diary.json", "comparison": "neu-cls-compare.json"}
+STUDIES = Path(__file__).parent / "studies"
+RECORDED = {"diary": STUDIES / "neu-cls-diary.json", "comparison": STUDIES / "neu-cls-compare.json"}
+# kind: the module whose `summary` reads it, the command that writes it
+KINDS = {
+    "search": ("search", "tune.py --budget"),
+    "diary": ("diary", "tune.py --diary"),
+    "comparison": ("compare", "compare.py"),
+}
 FRESH = "fresh"  # in place of a file: make the study now
 
 # A search or diary within a run has trials of this schedule, or of the recipe's own if that is shorter.
@@ -25,14 +29,10 @@ COMPARED_EPOCHS = 40
 
 
 def _summary(kind, path):
-    import compare
-    import diary
-    import search
-
-    of_kind = {"diary": diary.summary, "comparison": compare.summary, "search": search.summary}[kind]
-    command = {"diary": "tune.py --diary", "comparison": "compare.py", "search": "tune.py --budget"}[kind]
+    module, command = KINDS[kind]
+    summary = import_module(module).summary  # of the one that is asked for: Optuna only for a search
     try:
-        return of_kind(json.loads(Path(path).read_text("utf-8")))
+        return summary(json.loads(Path(path).read_text("utf-8")))
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
@@ -47,10 +47,10 @@ def load_findings(diary=None, comparison=None, search=None):
     """
     found = {}
     for kind, path in {"search": search, "diary": diary, "comparison": comparison}.items():
-        fresh = path is not None
-        path = path or (kind in RECORDED and ROOT / "studies" / RECORDED[kind])
-        there = path and (fresh or Path(path).is_file())
-        found[kind] = _summary(kind, path) | {"fresh": fresh, "file": Path(path).name} if there else None
+        fresh, found[kind] = path is not None, None
+        path = path if fresh else RECORDED.get(kind)
+        if fresh or (path and path.is_file()):
+            found[kind] = _summary(kind, path) | {"fresh": fresh, "file": Path(path).name}
     return found
 
 
@@ -69,24 +69,17 @@ def make_studies(folder, source, recipe, settings, *, budget, diary, comparison,
         import search
 
         search.parse_budget(budget)
-    with _alone(folder):
-        return _make(folder, source, recipe, settings, budget, diary, comparison, say)
-
-
-@contextlib.contextmanager
-def _alone(folder):
-    """The folder, made, for this process alone. InputError if another has it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    lock = take_lock(folder, f"another run makes studies in {folder}: wait for it")
     try:
-        with filelock.FileLock(folder / "lock", timeout=0):
-            yield
-    except filelock.Timeout:
-        raise InputError(f"another run makes studies in {folder}: wait for it") from None
+        return _make(folder, source, recipe, settings, budget, diary, comparison, say)
+    finally:
+        lock.release()
 
 
 def _make(folder, source, recipe, settings, budget, diary, comparison, say):
     import compare as cnns
     import tune
+    from record import write_whole  # imports NumPy: --help need not wait for it
     from train import choose_device
 
     start = folder / "recipe.toml"
@@ -107,7 +100,7 @@ def _make(folder, source, recipe, settings, budget, diary, comparison, say):
     if diary == FRESH:
         diary = folder / "diary.json"
         say("ablation diary: Ctrl-C stops it, and the same command goes on")
-        args = [*where, "--diary", str(ROOT / "studies" / "diary.toml"), "--output", str(diary), *jobs]
+        args = [*where, "--diary", str(STUDIES / "diary.toml"), "--output", str(diary), *jobs]
         tune.keep_diary(tune.parse_args(args), say)
     if comparison == FRESH:
         comparison = folder / "comparison.json"

@@ -109,11 +109,14 @@ def _checked(f, value):
     return value
 
 
-def _unknown(name):
+def check_names(names):
+    """InputError, with the likeliest name meant, if one of the names is no hyperparameter's."""
     known = [f.name for f in dataclasses.fields(Recipe)]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else "`--help` lists them"
-    return InputError(f"no hyperparameter is called {name!r}; {hint}")
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "`--help` lists them"
+            raise InputError(f"no hyperparameter is called {name!r}; {hint}")
 
 
 def parse_setting(text):
@@ -122,9 +125,8 @@ def parse_setting(text):
     name = name.strip()
     if not equals:
         raise InputError(f"--set {text!r}: write it as name=value, e.g. --set epochs=10")
+    check_names([name])
     fields = {f.name: f for f in dataclasses.fields(Recipe)}
-    if name not in fields:
-        raise _unknown(name)
     if isinstance(fields[name].default, str):
         return name, value.strip().strip("\"'")
     try:
@@ -164,10 +166,10 @@ def load_recipe(name_or_path="default", settings=()):
             )
     values = read_toml(path)
     values.update(settings)
-    known = {f.name for f in dataclasses.fields(Recipe)}
-    for name in values:
-        if name not in known:
-            raise InputError(f"{path}: {_unknown(name)}")
+    try:
+        check_names(values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     try:
         return Recipe(**values)
     except InputError as error:

@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import findings
 from bundle import bundle_names, check_output, check_student_id, staged, zip_bundle
 from machine import check_memory, keep_caches_writable
 from recipe import InputError, Recipe, load_recipe, named_recipes, parse_setting
@@ -89,7 +90,7 @@ def parse_args(argv=None):
         "--diary",
         metavar="JSON",
         nargs="?",
-        const="fresh",
+        const=findings.FRESH,
         help="the ablation diary that question 7 shows: results of tune.py --diary, or without a file make "
         "them now, in hours on a CPU (default: the recorded one of NEU-CLS, as recorded)",
     )
@@ -97,7 +98,7 @@ def parse_args(argv=None):
         "--compare",
         metavar="JSON",
         nargs="?",
-        const="fresh",
+        const=findings.FRESH,
         help="the ViT beside a CNN in question 8: results of compare.py, or without a file make them now, in "
         "an hour on a CPU (default: as for --diary)",
     )
@@ -235,8 +236,6 @@ def report_only(args, student_id, screen):
         if args.name:
             record["student"]["name"] = args.name
         if args.diary or args.compare:
-            import findings
-
             named = findings.load_findings(args.diary, args.compare)
             record["findings"] |= {kind: found for kind, found in named.items() if found and found["fresh"]}
         pdf = bundle_names(student_id)[0]
@@ -268,7 +267,7 @@ def _from(path, folder):
 
 def has_studies(args):
     """Whether a study is to be made within the run, which adds a stage."""
-    return args.study or "fresh" in (args.diary, args.compare)
+    return args.study or findings.FRESH in (args.diary, args.compare)
 
 
 def train_and_report(args, student_id, recipe, settings, screen):
@@ -291,7 +290,6 @@ def train_and_report(args, student_id, recipe, settings, screen):
 
         import checkpoint
         import data
-        import findings
         import inspection
         import record as rec
         import train

@@ -117,7 +117,10 @@ def train_and_score(images, recipe, threads=None, prepare=None):
 
 
 def share_cores(jobs):
-    """(threads for each of so many runs at once, the machine as a record describes it)"""
+    """(threads for each of so many runs at once, the machine as a record describes it). InputError for
+    fewer than one."""
+    if jobs < 1:
+        raise InputError(f"--jobs must be 1 or more, not {jobs}")
     from record import describe_machine
     from train import choose_device
 
@@ -197,6 +200,22 @@ def run_all(work, jobs, path, about):
             yield key, rows[key], so_far()
 
 
+def add_run_arguments(parser):
+    """The arguments of all commands that call `run_all`: --data, --jobs, --output."""
+    parser.add_argument("--data", required=True, metavar="PATH", help="zip or folder, as for run.py")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs at once, which share the cores (default: 1)"
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="JSON", help="results; goes on from there"
+    )
+
+
+def _result(row):
+    """A row of train_and_score in words."""
+    return row.get("failed") or f"{row['errors']}/{row['images']} wrong, loss {row['loss']:.3f}"
+
+
 def _trial(source, recipe, fold, folds, seed, threads):
     images = list(folds_of(cached_images(source, recipe), folds, seed))[fold]
     return {"recipe": recipe.values()} | train_and_score(images, recipe, threads)
@@ -206,7 +225,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--data", required=True, metavar="PATH", help="zip or folder, as for run.py")
+    add_run_arguments(parser)
     parser.add_argument(
         "--diary",
         metavar="TOML",
@@ -239,12 +258,6 @@ def parse_args(argv=None):
     )
     parser.add_argument("--folds", type=int, default=4, metavar="N", help="parts, 2 to 20 (default: 4)")
     parser.add_argument("--fold-seed", type=int, default=0, metavar="N", help="seed of the cut (default: 0)")
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs at once, not for a search (default: 1)"
-    )
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="JSON", help="results; goes on from there"
-    )
     return parser.parse_args(argv)
 
 
@@ -253,8 +266,6 @@ def main(argv=None):
     try:
         if not 2 <= args.folds <= 20:
             raise InputError(f"--folds must be from 2 to 20, not {args.folds}")
-        if args.jobs < 1:
-            raise InputError(f"--jobs must be 1 or more, not {args.jobs}")
         if sum(way is not None for way in (args.diary, args.trials, args.budget)) != 1:
             raise InputError(
                 "give one of --diary to change one thing at a time, --trials to compare recipes, "
@@ -303,7 +314,7 @@ def _was_stopped(error):
 
 
 def search_recipe(args, say=say_at_once):
-    """Search from the recipe --recipe, and write and print what was found. -> the search's record"""
+    """Search from the recipe --recipe, and write and print what was found."""
     try:
         from optuna.exceptions import StorageInternalError
     except ModuleNotFoundError:
@@ -370,7 +381,6 @@ def search_recipe(args, say=say_at_once):
             f"no trial of the search succeeded: {args.output} says why; give it a larger --budget"
         )
     say("\n".join(["", *search.table_of(record), f"{args.output}, and the recipe: {toml}"]))
-    return record
 
 
 def keep_diary(args, say=say_at_once):
@@ -394,8 +404,7 @@ def keep_diary(args, say=say_at_once):
     }
     work = diary.work_of(args.data, base, settings, args.folds, args.fold_seed, threads)
     for key, row, so_far in run_all(work, args.jobs, args.output, about):
-        result = row.get("failed") or f"{row['errors']}/{row['images']} wrong, loss {row['loss']:.3f}"
-        say(f"{so_far}  {key}: {result}")
+        say(f"{so_far}  {key}: {_result(row)}")
     table = diary.summary(json.loads(args.output.read_text("utf-8")))
     say("\n".join(["", *diary.table_of(table)]))
 
@@ -417,8 +426,7 @@ def compare(args, recipes):
     totals = {name: [] for name in recipes}
     for key, row, so_far in run_all(work, args.jobs, args.output, about):
         totals[key.rpartition(" | ")[0]].append(row)
-        result = row.get("failed") or f"{row['errors']}/{row['images']} wrong, loss {row['loss']:.3f}"
-        say_at_once(f"{so_far}  {key}: {result}")
+        say_at_once(f"{so_far}  {key}: {_result(row)}")
     print(f"\n{'trial':40} {'folds':>5} {'wrong':>6} {'accuracy':>9} {'loss':>7} {'s each':>7}")
     whole = {name: rows for name, rows in totals.items() if not any("failed" in row for row in rows)}
     for name, rows in sorted(whole.items(), key=lambda item: sum(row["errors"] for row in item[1])):

@@ -90,15 +90,7 @@ def read(number):
         except InputError as error:
             assert "\n" not in str(error), "more than one line"
             assert not (run / "split").exists(), "something is left"
-            known = (
-                "as a zip",
-                "can't be read",
-                "can't unpack",
-                "encrypted",
-                "control characters",
-                "no images",
-            )
-            return "refused: " + next((word for word in known if word in str(error)), "other")
+            return "refused: " + next((words for words in REFUSALS if words in str(error)), "other")
         return "read, some left out" if images.unreadable else "read"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from recipe import InputError, load_recipe
-from tune import load_images, run_all, share_cores, train_and_score
+from tune import add_run_arguments, load_images, run_all, share_cores, train_and_score
 
 
 def one_run(source, recipe, threads):
@@ -27,17 +27,15 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--data", required=True, metavar="PATH")
+    add_run_arguments(parser)
     parser.add_argument("--recipe", default="default", metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N")
     parser.add_argument("--split-seeds", type=int, nargs="+", default=[42, 43, 44], metavar="N")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (default: 1)")
-    parser.add_argument("--output", required=True, type=Path, metavar="JSON")
     args = parser.parse_args(argv)
 
-    threads, machine = share_cores(args.jobs)
     work = {}
     try:
+        threads, machine = share_cores(args.jobs)
         for split in args.split_seeds:
             for seed in args.seeds:
                 recipe = load_recipe(args.recipe, [("seed", seed), ("split_seed", split)])

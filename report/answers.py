@@ -157,12 +157,27 @@ def changed_to(row):
     return words if value is True else f"{words} {setting(value)}"
 
 
+def effect(row):
+    """A diary's row as the end of a sentence: "+0.3 points (95 % interval −1.3 to +1.9)"."""
+    shown = f"{points(row['difference'])} points"
+    if row["low"] is not None:
+        shown += f" (95 % interval {points(row['low'])} to {points(row['high'])})"
+    return Markdown(shown + (", which is within noise" if row["within_noise"] else ""))
+
+
 def pixels(number):
     """103.74 -> "104", 9.31 -> "9.3"."""
     return Markdown(f"{number:.0f}" if number >= 20 else f"{number:.1f}")
 
 
-FILTERS = {"percent": percent, "whole": whole, "points": points, "pixels": pixels, "setting": setting}
+FILTERS = {
+    "percent": percent,
+    "whole": whole,
+    "points": points,
+    "effect": effect,
+    "pixels": pixels,
+    "setting": setting,
+}
 
 
 def code(name, start=None, end=None):
