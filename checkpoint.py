@@ -13,7 +13,7 @@ import torch
 from recipe import InputError
 from record import write_whole
 
-VERSION = 1
+VERSION = 2
 
 
 class Checkpoint:

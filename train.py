@@ -94,12 +94,52 @@ def make_model(recipe, num_classes):
     )
 
 
-class MuonAdamW(torch.optim.Optimizer):
-    """Muon for some parameters and AdamW for the others, as one optimizer.
+def orthogonalize(matrices):
+    """Matrices of one shape (m, rows, columns), float32 -> the nearest orthogonal ones, roughly, same shape.
 
-    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a
-    matrix by the nearest orthogonal one, so that a step moves all its directions equally far.
+    Five Newton-Schulz steps with the coefficients of Jordan et al. 2024: they bring all but the smallest
+    singular values to between 0.7 and 1.2, not all to 1, which is as good for Muon and takes fewer steps.
     """
+    x = matrices.bfloat16() if has_bf16(matrices.device) else matrices
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x  # the smaller of the two products with its transpose
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        gram = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, gram, x, beta=3.4445)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum for matrices, made orthogonal, so that a step moves all directions of a matrix equally far.
+
+    Jordan et al. 2024, https://kellerjordan.github.io/posts/muon, with Nesterov momentum 0.95 and the
+    rate of a matrix times sqrt(max(1, rows / columns)). The steps are those of torch.optim.Muon up to
+    rounding; here all matrices of one shape are taken at once, in half the time on two CPU cores.
+    """
+
+    def __init__(self, params, lr, weight_decay=0.0):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for shape in dict.fromkeys(p.shape for p in group["params"]):
+                matrices = [p for p in group["params"] if p.shape == shape]
+                gradients = torch.stack([p.grad for p in matrices])
+                state = self.state[matrices[0]]  # of all of this shape
+                if not state:
+                    state["momentum"] = torch.zeros_like(gradients)
+                momentum = state["momentum"].lerp_(gradients, 1 - 0.95)
+                updates = orthogonalize(gradients.lerp_(momentum, 0.95))
+                rate = group["lr"] * max(1, shape[0] / shape[1]) ** 0.5
+                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(matrices, updates.unbind(), alpha=-rate)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for some parameters and AdamW for the others, as one optimizer."""
 
     def __init__(self, muon, adamw):
         self.both = muon, adamw
@@ -138,7 +178,7 @@ def make_optimizer(model, recipe):
     )
     if not by_muon:
         return adamw
-    muon = torch.optim.Muon(by_muon, lr=recipe.muon_learning_rate, weight_decay=recipe.weight_decay)
+    muon = Muon(by_muon, lr=recipe.muon_learning_rate, weight_decay=recipe.weight_decay)
     return MuonAdamW(muon, adamw)
 
 

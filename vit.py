@@ -27,8 +27,14 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         bits = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64).random_(-(2**63), None)
         # As whole numbers of 16 bits, a share p of them lies below this one.
-        kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(self.p * 2**16) - 2**15
-        return x * kept.to(x.dtype).div_(1 - self.p)
+        kept = torch.ge(
+            bits.view(torch.int16)[: x.numel()].view(x.shape),
+            round(self.p * 2**16) - 2**15,
+            out=torch.empty_like(
+                x, requires_grad=False
+            ),  # 1 or 0 in the type of x: faster than by way of a bool
+        )
+        return x * kept.div_(1 - self.p)
 
 
 class PreNorm(nn.Module):

@@ -187,6 +187,43 @@ def test_muon_turns_the_encoders_matrices_and_adamw_the_head():
     assert moved["cls_token"].abs().median() == pytest.approx(recipe.learning_rate, rel=0.01)
 
 
+@pytest.mark.parametrize("rows, columns", [(48, 16), (16, 48), (32, 32)])
+def test_muon_takes_the_steps_of_pytorchs_own(rows, columns):
+    """Up to bf16's rounding, whose order the batched products change."""
+    torch.manual_seed(0)
+    start = [0.1 * torch.randn(rows, columns) for _ in range(3)] + [0.1 * torch.randn(8, 24)]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    ways = (
+        (ours, train.Muon(ours, lr=0.02, weight_decay=0.1)),
+        (
+            theirs,
+            torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1),
+        ),
+    )
+    for _ in range(5):
+        gradients = [torch.randn_like(p) for p in start]
+        for matrices, optimizer in ways:
+            for p, gradient in zip(matrices, gradients):
+                p.grad = gradient.clone()
+            optimizer.step()
+    for p, q, begin in zip(ours, theirs, start):
+        assert (p - q).norm() < 0.01 * (q - begin).norm()
+
+
+def test_orthogonalized_matrices_keep_their_singular_vectors():
+    """Newton-Schulz in float64 changes the singular values alone, to between 0.6 and 1.3."""
+    torch.manual_seed(0)
+    values = torch.linspace(0.1, 2.0, 12).double()
+    for rows, columns in ((12, 20), (20, 12)):
+        left, right = (torch.linalg.qr(torch.randn(2, n, 12).double()).Q for n in (rows, columns))
+        turned = train.orthogonalize(left * values @ right.mT)
+        inner = left.mT @ turned.double() @ right
+        sizes = inner.diagonal(dim1=1, dim2=2)
+        tolerance = 0.05 if train.has_bf16(CPU) else 1e-6
+        assert (inner - torch.diag_embed(sizes)).abs().max() < tolerance
+        assert sizes.min() > 0.6 and sizes.max() < 1.3
+
+
 def test_a_loss_that_is_no_number_stops_and_says_what_to_change(images):
     model = train.make_model(tiny(), 3)
     torch.nn.init.constant_(model.cls_token, math.nan)
