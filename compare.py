@@ -36,6 +36,7 @@ from torch import nn
 import data
 import train
 from diary import paired
+from machine import check_memory
 from recipe import InputError, load_recipe
 from tune import (
     add_run_arguments,
@@ -373,11 +374,16 @@ def compare(args, say=say_at_once):
     recipes = [load_recipe(args.recipe, [*epochs, ("seed", seed)]) for seed in args.seeds]
 
     threads, machine = share_cores(args.jobs)
+    images = load_images(args.data, recipes[0])
+    if "vit" in args.models:
+        device = train.choose_device()
+        precision = train.choose_precision("auto", device)
+        check_memory(recipes[0], device, precision, len(images.train.files), len(images.classes))
     about = {
         "what": "ViT and CNNs trained alike on shares of the training split; "
         "the last epoch's score on the test split, which selects nothing",
         "recipe": {name: value for name, value in recipes[0].values().items() if name != "seed"},
-        "data": describe_source(args.data, load_images(args.data, recipes[0]), recipes[0]),
+        "data": describe_source(args.data, images, recipes[0]),
         "machine": machine,
     }
     work = {

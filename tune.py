@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from pathlib import Path
 
@@ -171,7 +172,7 @@ def run_all(work, jobs, path, about):
     """Run {key: (function, arguments)} in `jobs` processes, keeping each row in the JSON at `path`.
 
     Keys already there are not run again. Yields (key, row, "3/9, about 5 min left"). InputError as in
-    open_results.
+    open_results, and where the system ends one of the processes.
     """
     from console import clock
     from record import write_record
@@ -194,7 +195,14 @@ def run_all(work, jobs, path, about):
         futures = {pool.submit(function, *args): key for key, (function, args) in todo.items()}
         for future in as_completed(futures):
             key = futures[future]
-            rows[key] = future.result() | {"date": datetime.datetime.now().isoformat(timespec="seconds")}
+            try:
+                row = future.result()
+            except BrokenProcessPool:
+                raise InputError(
+                    f"{key}, or a run beside it, was ended by the system, most likely for lack of memory: "
+                    f"try fewer --jobs; the command goes on from {path}"
+                ) from None
+            rows[key] = row | {"date": datetime.datetime.now().isoformat(timespec="seconds")}
             write_record(path, record)
             done += 1
             yield key, rows[key], so_far()
@@ -296,7 +304,7 @@ def load_trials(args):
     if args.set or args.storage or args.fold is not None:
         raise InputError("--set, --storage and --fold don't go with --trials, which sets values in its file")
     trials = read_toml(args.trials).get("trials")
-    if not isinstance(trials, dict) or not all(isinstance(t, dict) for t in trials.values()):
+    if not isinstance(trials, dict) or not trials or not all(isinstance(t, dict) for t in trials.values()):
         raise InputError(f'{args.trials}: it needs a table [trials] of lines like "name" = {{ epochs = 9 }}')
     return {name: load_recipe(args.recipe, changed.items()) for name, changed in trials.items()}
 
@@ -412,10 +420,12 @@ def keep_diary(args, say=say_at_once):
 def compare(args, recipes):
     """Run all trials and print them, fewest validation errors first."""
     threads, machine = share_cores(args.jobs)
+    first = next(iter(recipes.values()))
     about = {
         "what": "errors on the validation folds of the training split; the test split was not used",
         "folds": args.folds,
         "fold_seed": args.fold_seed,
+        "data": describe_source(args.data, load_images(args.data, first), first),
         "machine": machine,
     }
     work = {

@@ -9,6 +9,7 @@ from conftest import NEU_SIZES, TINY, make_folder, zip_folder
 
 import compare
 import data
+import machine
 import train
 from recipe import load_recipe, parse_setting
 
@@ -252,6 +253,17 @@ def test_bad_input_is_one_line(tmp_path, capsys, extra, message):
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+    assert not output.exists()
+
+
+def test_a_recipe_that_cannot_fit_in_the_memory_is_refused_before_any_run(
+    tmp_path, capsys, images, monkeypatch
+):
+    monkeypatch.setattr(machine, "available_memory", lambda device: 5e7)
+    output = tmp_path / "o.json"
+    args = ["--data", str(tmp_path / "d"), "--output", str(output), "--models", "vit", "cnn"]
+    assert compare.main(args) == 2
+    assert "batch_size = 64 is too much" in capsys.readouterr().err
     assert not output.exists()
 
 

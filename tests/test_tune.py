@@ -89,12 +89,29 @@ def test_a_study_keeps_every_result_and_goes_on_where_it_stopped(tmp_path, recip
     assert again["as it is | fold 0"]["errors"] == 7
     assert again["as it is | fold 1"]["errors"] == rows["as it is | fold 1"]["errors"]
 
+    zip_path.unlink()
+    zip_folder(make_folder(tmp_path / "others", NEU_SIZES | {"one more": 9}), zip_path)
+    before = output.read_bytes()
+    assert tune.main(args) == 2
+    assert "holds runs of another recipe, data or folds" in capsys.readouterr().err
+    assert output.read_bytes() == before
+
+
+def test_a_process_that_the_system_ends_is_one_line_and_loses_no_result(tmp_path):
+    output = tmp_path / "o.json"
+    runs = tune.run_all({"a": (dict, ()), "b": (os._exit, (9,))}, 1, output, {"what": "a test"})
+    assert next(runs)[0] == "a"
+    with pytest.raises(InputError, match=r"^b, .*lack of memory: try fewer --jobs; .*o\.json$"):
+        next(runs)
+    assert list(json.loads(output.read_text())["rows"]) == ["a"]
+
 
 @pytest.mark.parametrize(
     ("trials", "extra", "message"),
     [
         ("[trials]\n'a' = { epoch = 3 }", [], "did you mean epochs"),
         ("[trials]\n'a' = 3", [], "it needs a table"),
+        ("[trials]", [], "it needs a table"),
         ("x = ", [], "not valid TOML"),
         (TRIALS, ["--folds", "1"], "--folds must be from 2 to 20"),
         (TRIALS, ["--recipe", "nope"], "no recipe is called"),
