@@ -267,6 +267,14 @@ def next_trial(study, budget, deadline, signs, say):
     return None
 
 
+def was_stopped(error):
+    """Whether an error only follows from a Ctrl-C, such as one that came while Optuna held its lock."""
+    while error := error.__cause__ or error.__context__:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+    return False
+
+
 # One trial.
 
 
@@ -316,6 +324,8 @@ def run_trial(study, trial, images, base, space, deadline):
     except UpdateFinishedTrialError:
         raise
     except (InputError, ValueError, RuntimeError, MemoryError) as error:
+        if was_stopped(error):
+            raise
         model = loaders = rows = None
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -437,10 +447,13 @@ def search(images, base, space, budget, study, say):
                 done = run_trial(study, trial, images, base, space, deadline)
         except UpdateFinishedTrialError:
             say(f"trial {trial.number}: another process took it over, since this one gave no sign of life")
-        except (TimeUp, KeyboardInterrupt) as stop:
-            stop_trial(study, trial)
-            if isinstance(stop, KeyboardInterrupt):
+        except (Exception, KeyboardInterrupt) as stop:
+            by_hand = isinstance(stop, KeyboardInterrupt) or was_stopped(stop)
+            if not by_hand and not isinstance(stop, TimeUp):
                 raise
+            stop_trial(study, trial)
+            if by_hand:
+                raise KeyboardInterrupt from None
             say(f"trial {trial.number}  stopped, time is up; the same command begins with it again")
         else:
             say(_line(study, done, budget, deadline, start, already))

@@ -37,12 +37,17 @@ from recipe import InputError, Recipe, load_recipe, parse_setting, read_toml
 def folds_of(images, folds, seed):
     """The training split of `images` (data.Data) cut in `folds`: for each, a Data whose `train` is the
     rest and whose `test` is the part held out. Classes are stratified; equal images stay together."""
+    import numpy as np
     import torch
     from sklearn.model_selection import StratifiedGroupKFold
 
     whole = images.train
     groups = [images.pictures[tuple(file.split("/", 1))].digest for file in whole.files]
-    cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    # The groups are numbered in a shuffled order and then cut unshuffled: what shuffle=True does since
+    # scikit-learn 1.8. Before that, as on Python 3.10, it mixed up the groups and did not stratify (#32478).
+    names, numbers = np.unique(groups, return_inverse=True)
+    place = np.argsort(np.random.RandomState(seed).permutation(len(names)))
+    cut = StratifiedGroupKFold(folds)
 
     def part(rows):
         return type(whole)(
@@ -51,7 +56,7 @@ def folds_of(images, folds, seed):
             [whole.files[row] for row in rows],
         )
 
-    for rest, held_out in cut.split(whole.files, whole.labels.tolist(), groups):
+    for rest, held_out in cut.split(whole.files, whole.labels.tolist(), place[numbers]):
         yield images._replace(train=part(rest), test=part(held_out))
 
 
@@ -313,14 +318,6 @@ def say_at_once(line):
     print(line, flush=True)
 
 
-def _was_stopped(error):
-    """Whether an error only follows from a Ctrl-C, such as one that came while Optuna held its lock."""
-    while error := error.__cause__ or error.__context__:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-    return False
-
-
 def search_recipe(args, say=say_at_once):
     """Search from the recipe --recipe, and write and print what was found."""
     try:
@@ -380,7 +377,7 @@ def search_recipe(args, say=say_at_once):
         finally:
             record, toml = search.write_results(args.output, study, base, settings, space, about)
     except (StorageInternalError, OSError) as error:
-        if _was_stopped(error):
+        if search.was_stopped(error):
             raise KeyboardInterrupt from None
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise InputError(f"the study's storage failed ({reason}): the same command goes on") from None

@@ -351,8 +351,30 @@ def test_other_settings_do_not_join_a_study(tmp_path, search_args, capsys):
     assert (tmp_path / "study.json").read_text() == before
 
 
-def test_ctrl_c_inside_the_storage_is_no_fault_of_the_storage():
-    def stopped_with(error):
+@pytest.mark.parametrize("after", [OSError, RuntimeError, optuna.exceptions.StorageInternalError])
+def test_ctrl_c_that_hits_the_storages_lock_puts_the_trial_back(
+    tmp_path, capsys, search_args, monkeypatch, after
+):
+    """Optuna's lock then fails too, and its error hides the Ctrl-C."""
+
+    def stopped(*args, **how):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise after("the lock was not held")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "fit", stopped)
+        assert tune.main([*search_args, "--budget", "1"]) == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+    stopped, queued = trials_of(tmp_path / "study.json")
+    assert (stopped["state"], queued["state"], queued["again"]) == ("put back", "waiting", 0)
+    assert tune.main([*search_args, "--budget", "1"]) == 0
+    assert [trial["state"] for trial in trials_of(tmp_path / "study.json")] == ["put back", "complete"]
+
+
+def test_only_ctrl_c_counts_as_stopped():
+    def following(error):
         try:
             try:
                 raise error
@@ -361,9 +383,9 @@ def test_ctrl_c_inside_the_storage_is_no_fault_of_the_storage():
         except OSError as after:
             return after
 
-    assert tune._was_stopped(stopped_with(KeyboardInterrupt()))
-    assert not tune._was_stopped(stopped_with(ValueError()))
-    assert not tune._was_stopped(OSError())
+    assert search.was_stopped(following(KeyboardInterrupt()))
+    assert not search.was_stopped(following(ValueError()))
+    assert not search.was_stopped(OSError())
 
 
 @pytest.mark.parametrize(
