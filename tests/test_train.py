@@ -193,13 +193,10 @@ def test_muon_takes_the_steps_of_pytorchs_own(rows, columns):
     torch.manual_seed(0)
     start = [0.1 * torch.randn(rows, columns) for _ in range(3)] + [0.1 * torch.randn(8, 24)]
     ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
-    ways = (
-        (ours, train.Muon(ours, lr=0.02, weight_decay=0.1)),
-        (
-            theirs,
-            torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1),
-        ),
-    )
+    ways = [
+        (matrices, muon(matrices, lr=0.02, weight_decay=0.1))
+        for matrices, muon in ((ours, train.Muon), (theirs, torch.optim.Muon))
+    ]
     for _ in range(5):
         gradients = [torch.randn_like(p) for p in start]
         for matrices, optimizer in ways:
