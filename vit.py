@@ -6,8 +6,6 @@ ICLR 2021, https://arxiv.org/abs/2010.11929. Equation numbers below are that pap
 Shapes in comments: b images, n tokens, d = dim (token width), h heads, k = dim_head.
 """
 
-import math
-
 import torch
 from einops import einsum, rearrange, repeat
 from einops.layers.torch import Rearrange
@@ -17,21 +15,6 @@ from torch import nn
 def pair(t):
     """(t, t), unless t is a tuple already: one number means a square."""
     return t if isinstance(t, tuple) else (t, t)
-
-
-class Dropout(nn.Dropout):
-    """nn.Dropout, except that on a CPU one random number serves four elements: a third of the time."""
-
-    def forward(self, x):
-        if not self.training or not self.p or x.device.type != "cpu":
-            return super().forward(x)
-        bits = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64).random_(-(2**63), None)
-        numbers = bits.view(torch.int16)[: x.numel()].view(x.shape)
-        # A share p of them lies below this limit. The mask is written in the type of x at once: as a bool
-        # that is then converted it takes seven times as long.
-        kept = torch.empty_like(x, requires_grad=False)
-        torch.ge(numbers, round(self.p * 2**16) - 2**15, out=kept)
-        return x * kept.div_(1 - self.p)
 
 
 class PreNorm(nn.Module):
@@ -52,12 +35,9 @@ class FeedForward(nn.Module):
     def __init__(self, dim, hidden_dim, dropout=0.0):
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(dim, hidden_dim),
-            nn.GELU(),
-            Dropout(dropout),
-            nn.Linear(hidden_dim, dim),
-            Dropout(dropout),
-        )
+            nn.Linear(dim, hidden_dim), nn.GELU(), nn.Dropout(dropout),
+            nn.Linear(hidden_dim, dim), nn.Dropout(dropout),
+        )  # fmt: skip
 
     def forward(self, x):
         return self.net(x)
@@ -69,18 +49,14 @@ class Attention(nn.Module):
     def __init__(self, dim, heads=4, dim_head=64, dropout=0.0):
         super().__init__()
         inner_dim = heads * dim_head
-        one_head_of_full_width = heads == 1 and dim_head == dim
-
         self.heads = heads
+        # A product of two vectors of k independent numbers of variance 1 has variance k: this brings
+        # it back to 1, so that the softmax does not saturate.
         self.scale = dim_head**-0.5
         self.attend = nn.Softmax(dim=-1)
-        self.dropout = Dropout(dropout)
-        self.to_qkv = nn.Linear(dim, inner_dim * 3, bias=False)
-        self.to_out = (
-            nn.Identity()
-            if one_head_of_full_width
-            else nn.Sequential(nn.Linear(inner_dim, dim), Dropout(dropout))
-        )
+        self.dropout = nn.Dropout(dropout)
+        self.to_qkv = nn.Linear(dim, inner_dim * 3, bias=False)  # as equation 5, which has no bias
+        self.to_out = nn.Sequential(nn.Linear(inner_dim, dim), nn.Dropout(dropout))
 
     def forward(self, x):
         # Equation 5: [q, k, v] = z U_qkv, for all heads at once.
@@ -98,15 +74,11 @@ class Transformer(nn.Module):
 
     def __init__(self, dim, depth, heads, dim_head, mlp_dim, dropout=0.0):
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    PreNorm(dim, Attention(dim, heads, dim_head, dropout)),
-                    PreNorm(dim, FeedForward(dim, mlp_dim, dropout)),
-                ]
-            )
-            for _ in range(depth)
-        )
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            attention = PreNorm(dim, Attention(dim, heads, dim_head, dropout))
+            feed_forward = PreNorm(dim, FeedForward(dim, mlp_dim, dropout))
+            self.layers.append(nn.ModuleList([attention, feed_forward]))
 
     def forward(self, x):
         for attention, feed_forward in self.layers:
@@ -118,61 +90,33 @@ class Transformer(nn.Module):
 class ViT(nn.Module):
     """Images (b, channels, height, width) -> logits (b, num_classes).
 
-    Sizes are in pixels; `image_size` and `patch_size` are one number or (height, width).
-    `pool` is "cls" (the class token, as in the paper) or "mean" (the mean of all tokens).
-    ValueError where the image does not divide into patches, where `pool` is neither, or where a
-    batch has another shape than the model was built for.
+    Sizes are in pixels, one number or (height, width). `pool` is "cls" (the class token, as in the paper) or
+    "mean" (the mean of all tokens). ValueError for another, or where the image does not divide into patches.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size,
-        patch_size,
-        num_classes,
-        dim,
-        depth,
-        heads,
-        mlp_dim,
-        pool="cls",
-        channels=1,
-        dim_head=64,
-        dropout=0.0,
-        emb_dropout=0.0,
-    ):
+    def __init__(self, *, image_size, patch_size, num_classes, dim, depth, heads, mlp_dim,
+                 pool="cls", channels=1, dim_head=64, dropout=0.0, emb_dropout=0.0):  # fmt: skip
         super().__init__()
-        image_height, image_width = pair(image_size)
-        patch_height, patch_width = pair(patch_size)
-        if image_height % patch_height or image_width % patch_width:
-            raise ValueError(
-                f"an image of {image_height}x{image_width} pixels does not divide into patches "
-                f"of {patch_height}x{patch_width}"
-            )
+        (height, width), (p1, p2) = pair(image_size), pair(patch_size)  # p: P in the paper
+        if height % p1 or width % p2:
+            raise ValueError(f"an image of {height}x{width} pixels does not divide into patches of {p1}x{p2}")
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', not {pool!r}")
-
-        num_patches = (image_height // patch_height) * (image_width // patch_width)
-        patch_dim = channels * patch_height * patch_width
-        self.image_shape = (channels, image_height, image_width)
-        self.pool = pool
+        num_patches, self.pool = (height // p1) * (width // p2), pool
 
         self.to_patch_embedding = nn.Sequential(
-            Rearrange("b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=patch_height, p2=patch_width),
-            nn.Linear(patch_dim, dim),
+            Rearrange("b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=p1, p2=p2),
+            nn.Linear(channels * p1 * p2, dim),
         )
+        # Small first values: at a standard deviation of 1 they would drown the patches' content.
         self.pos_embedding = nn.Parameter(0.02 * torch.randn(1, num_patches + 1, dim))
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
-        self.dropout = Dropout(emb_dropout)
+        self.dropout = nn.Dropout(emb_dropout)
         self.transformer = Transformer(dim, depth, heads, dim_head, mlp_dim, dropout)
-        self.to_latent = nn.Identity()
+        self.to_latent = nn.Identity()  # nothing; it stands in the assignment's table of layers
         self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
 
     def forward(self, img):
-        if img.ndim != 4 or tuple(img.shape[1:]) != self.image_shape:
-            raise ValueError(
-                "expected a batch of images of shape (batch, {}, {}, {}), ".format(*self.image_shape)
-                + f"got {tuple(img.shape)}"
-            )
         # Equation 1: z_0 = [x_class; x_p^1 E; ...; x_p^N E] + E_pos.
         x = self.to_patch_embedding(img)
         cls_tokens = repeat(self.cls_token, "1 1 d -> b 1 d", b=x.shape[0])

@@ -23,13 +23,15 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import data
-from recipe import InputError, load_recipe
+from lab.errors import InputError
+from lab.intake import open_source, read_images
+from lab.limits import Limits
+from lab.recipe import load_recipe
 
 RECIPE = load_recipe("default", [("image_size", 16), ("patch_size", 4)])
 # PyTorch's own limits are not the point: small ones end the hopeless cases early.
-LIMITS = data.Limits(images=1000, image_mb=5, total_gb=0.05)
-REFUSALS = ("as a zip", "can't be read", "can't unpack", "encrypted", "control characters", "no images")
+LIMITS = Limits(images=1000, image_mb=5, total_gb=0.05)
+REFUSALS = ("as a zip", "cannot be read", "cannot unpack", "encrypted", "control characters", "no images")
 FORMATS = (("PNG", "png"), ("JPEG", "jpg"), ("BMP", "bmp"), ("TIFF", "tif"))
 
 
@@ -85,13 +87,12 @@ def read(number):
         path = Path(folder) / "x.zip"
         path.write_bytes(case(number))
         try:
-            images = data.load_data(data.open_source(path, run, LIMITS).folder, run / "split", RECIPE)
-            data.describe_data(images, RECIPE)
+            images = read_images(open_source(path, run, LIMITS), RECIPE, run / "split")
         except InputError as error:
             assert "\n" not in str(error), "more than one line"
             assert not (run / "split").exists(), "something is left"
             return "refused: " + next((words for words in REFUSALS if words in str(error)), "other")
-        return "read, some left out" if images.unreadable else "read"
+        return "read, some left out" if images.facts.unreadable else "read"
 
 
 def main():

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast: ours beside the assignment's own way, in one run on one machine.
 
-    python bench/speed.py --data neu-cls.zip --output studies/speed.json    all of it: 25 min on 2 cores
+    python bench/speed.py --data neu-cls.zip --output speed.json    all of it: 25 min on 2 cores
     python bench/speed.py --data neu-cls.zip --output x.json --parts rate limit
 
 The assignment's own way is assignment_way.py: files opened anew each epoch by DataLoader workers,
@@ -36,79 +36,74 @@ MARKS = (0.8056, 0.85, 0.93, 0.97)  # the example report's accuracy, and three a
 # Measurements: each is called in a process of its own and returns a JSON-ready value
 
 
-def written_split(source, recipe, folder):
-    import data
-
-    return data.load_data(data.open_source(source, folder).folder, folder / "dataset_split", recipe)
-
-
 def peer_epochs(source, epochs):
     """{"images": training images, "rows": [training seconds, seconds so far, test accuracy] of each
     epoch}, the assignment's own way."""
     import assignment_way
 
-    import train
-    from recipe import load_recipe
+    from lab.intake import open_source, read_images
+    from lab.machine import choose_device
+    from lab.recipe import load_recipe
 
     recipe = load_recipe("example", [("epochs", epochs)])
     with tempfile.TemporaryDirectory() as folder:
-        images = written_split(source, recipe, Path(folder))
-        workers = min(4, os.cpu_count() or 1)
-        fitted = assignment_way.fit(Path(folder) / "dataset_split", recipe, train.choose_device(), workers)
-        return {"images": len(images.train.files), "rows": [row[1:] for row in fitted]}
+        split = Path(folder) / "dataset_split"
+        images = read_images(open_source(source, Path(folder)), recipe, split)
+        fitted = assignment_way.fit(split, recipe, choose_device(), min(4, os.cpu_count() or 1))
+        return {"images": len(images.train), "rows": [row[1:] for row in fitted]}
+
+
+def our_setup(train_split, test_split, recipe):
+    """The lab.training.Setup of a training here, as run.py has it."""
+    from lab.machine import choose_device, choose_precision
+    from lab.training import prepare
+
+    device = choose_device()
+    return prepare(train_split, test_split, recipe, device, choose_precision("auto", device))
 
 
 def our_epochs(source, name, epochs=None):
     """The same, our way, with a named recipe."""
-    import data
-    import train
-    from recipe import load_recipe
+    from lab.intake import load_images
+    from lab.recipe import load_recipe
+    from lab.training import epochs as trained
 
     recipe = load_recipe(name, [("epochs", epochs)] if epochs else [])
-    device = train.choose_device()
-    with tempfile.TemporaryDirectory() as folder:
-        images = written_split(source, recipe, Path(folder))
+    images = load_images(source, recipe)
     begin, rows = time.perf_counter(), []
-    model = train.make_model(recipe, len(images.classes)).to(device)
-    loaders = data.make_loaders(images, recipe, device)
-    precision = train.choose_precision("auto", device)
-    for row in train.fit(model, *loaders, recipe, precision=precision, log=lambda line: None):
-        rows.append([row["train_seconds"], time.perf_counter() - begin, row["test_accuracy"]])
-    return {"images": len(images.train.files), "rows": rows}
+    for epoch in trained(our_setup(images.train, images.test, recipe), recipe):
+        accuracy = epoch.correct / len(images.test)
+        rows.append([epoch.train_seconds, time.perf_counter() - begin, accuracy])
+    return {"images": len(images.train), "rows": rows}
 
 
 def grown(count, side, on_disk=False):
     """Training images a second on `count` images of side x side pixels, the default recipe otherwise."""
+    import numpy as np
     import torch
 
-    import data
-    import train
-    from recipe import load_recipe
+    from data import Split
+    from lab import machine
+    from lab.recipe import load_recipe
+    from lab.training import epochs
 
     patch = {28: 4, 64: 8, 96: 12, 128: 16, 160: 16, 224: 16}[side]
-    recipe = load_recipe("default", [("image_size", side), ("patch_size", patch)])
+    # The first epoch warms up, where it does not take long.
+    values = [("image_size", side), ("patch_size", patch), ("epochs", 2 if count < 10_000 else 1)]
+    recipe = load_recipe("default", values)
     if on_disk:
-        data.memory_size = lambda: 0
-    device = train.choose_device()
+        machine.memory_size = lambda: 0
     with tempfile.TemporaryDirectory(dir=ROOT / "outputs") as folder:
-        pixels = data.pixel_store((count, 1, side, side), folder)
+        pixels = machine.pixel_store(folder)((count, 1, side, side), np.uint8)
         for start in range(0, count, 1000):
             part = pixels[start : start + 1000]
             part[:] = torch.randint(0, 256, part.shape, dtype=torch.uint8).numpy()
-        split = data.Split(torch.from_numpy(pixels), torch.arange(count) % 6, [])
-        nothing = data.Data(list("abcdef"), split, split, {}, {}, [])
-        loader, _ = data.make_loaders(nothing, recipe, device)
-        model = train.make_model(recipe, 6).to(device)
-        optimizer = train.make_optimizer(model, recipe)
-        precision = train.choose_precision("auto", device)
-        seconds = []
-        for _ in range(2 if count < 10_000 else 1):  # the first warms up
-            start = time.perf_counter()
-            train.train_epoch(model, optimizer, loader, [], precision=precision, log=lambda line: None)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-    return {"images_per_second": count / seconds[-1]}
+        rows = torch.arange(count)
+        split, one = (
+            Split(torch.from_numpy(pixels), r, r % 6, list("abcdef"), [], []) for r in (rows, rows[:1])
+        )
+        *_, last = epochs(our_setup(split, one, recipe), recipe)
+    return {"images_per_second": count / last.train_seconds}
 
 
 def limits():
@@ -117,9 +112,10 @@ def limits():
     from torch.utils.flop_counter import FlopCounterMode
 
     import train
-    from recipe import load_recipe
+    from lab.machine import choose_device
+    from lab.recipe import load_recipe
 
-    device = train.choose_device()
+    device = choose_device()
 
     def rate(dtype, rows, inner, columns):
         a = torch.randn(rows, inner, device=device).to(dtype)
@@ -279,8 +275,9 @@ def main():
     if not args.data or not args.output:
         parser.error("--data and --output are needed")
 
-    from record import describe_machine, write_record
-    from train import choose_device
+    from lab.files import write_whole
+    from lab.machine import choose_device, describe_machine
+    from lab.record import as_json
 
     result = json.loads(args.output.read_text()) if args.output.is_file() else {}
     for part in args.parts:
@@ -297,7 +294,7 @@ def main():
             "printed": lines,
             "raw": found,
         }
-        write_record(args.output, result)
+        write_whole(args.output, as_json(result))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from report.answers import check_answers
 from report.fonts import missing_letters
 from report.latex import check_latex, write_latex
 from report.notebook import check_finished, check_notebook, write_notebook
+from report.outputs import check_report, write_code, write_report
 from report.render import check_renderer, render_report
 from report.submission import assemble_submission
 
@@ -14,8 +15,11 @@ __all__ = [
     "check_latex",
     "check_notebook",
     "check_renderer",
+    "check_report",
     "missing_letters",
     "render_report",
+    "write_code",
     "write_latex",
     "write_notebook",
+    "write_report",
 ]

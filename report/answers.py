@@ -1,8 +1,9 @@
 """The written answers: Markdown with LaTeX maths and looked-up figures -> HTML.
 
 An answer is a file q06.md ... q10d.md. `{{ ... }}` in it looks a figure up in the run record, and
-`{{ code("Attention.forward") }}` shows lines of the live source of vit.py. Both the project's answers
-in templates/answers/ and a student's own are rendered in Jinja's sandbox, with raw HTML off.
+`{{ code("Attention.forward") }}` shows lines of the submitted program. Both the project's answers in
+templates/answers/ and a student's own are rendered in Jinja's sandbox, with raw HTML off: an answer is
+text, it runs nothing and reads no file but the pictures beside it.
 """
 
 import base64
@@ -10,8 +11,6 @@ import html
 import io
 import re
 import warnings
-from functools import lru_cache
-from types import SimpleNamespace
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -21,78 +20,35 @@ from jinja2.sandbox import SandboxedEnvironment
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
-from recipe import InputError, Recipe
-from report import source
+from lab.errors import InputError
+from report import formulas, source
+from report.submission import assemble_submission
 
 ANSWERS = source.ROOT / "templates" / "answers"
-PICTURES = {
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".gif": "image/gif",
-    ".svg": "image/svg+xml",
-}
+PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif"}
+PICTURES[".svg"] = "image/svg+xml"
 
 NEAR = 0.05  # attention distances that differ by less than this share of the image's side count as alike
 PICTURE_MB = 20  # at most; and as many pixels:
 PICTURE_PIXELS = 50_000_000
 
-# id, number, the assignment's words, graded points in %
+# id, number, the assignment's words
 QUESTIONS = [
-    (
-        "q06",
-        "6",
-        "Briefly explain the role of patch embedding and positional encoding in ViT.",
-        "5",
-    ),
-    (
-        "q07",
-        "7",
-        "Describe which hyperparameters you tuned, why you chose them, and how they affected your "
-        "final accuracy.",
-        "5",
-    ),
-    (
-        "q08",
-        "8",
-        "Compare ViT and CNN for image classification: what are the main differences, and when might "
-        "one be preferred over the other using the provided dataset?",
-        "5",
-    ),
-    (
-        "q09",
-        "9",
-        "Report the final achieved test accuracy; explain whether you reached the >60% baseline.",
-        "5",
-    ),
-    (
-        "q10a",
-        "10a",
-        "How does the Vision Transformer process input images from start to finish?",
-        "10, a–d",
-    ),
-    (
-        "q10b",
-        "10b",
-        "How are the image patches divided and transformed into input sequences?",
-        "",
-    ),
-    (
-        "q10c",
-        "10c",
-        "How does the multi-head self-attention mechanism operate within the Transformer encoder?",
-        "",
-    ),
-    (
-        "q10d",
-        "10d",
-        "How does the model use the [CLS] token (or final output) to produce the final image classification?",
-        "",
-    ),
-]
+    ("q06", "6", "Briefly explain the role of patch embedding and positional encoding in ViT."),
+    ("q07", "7", "Describe which hyperparameters you tuned, why you chose them, and how they affected your "
+     "final accuracy."),
+    ("q08", "8", "Compare ViT and CNN for image classification: what are the main differences, and when "
+     "might one be preferred over the other using the provided dataset?"),
+    ("q09", "9", "Report the final achieved test accuracy; explain whether you reached the >60% baseline."),
+    ("q10a", "10a", "How does the Vision Transformer process input images from start to finish?"),
+    ("q10b", "10b", "How are the image patches divided and transformed into input sequences?"),
+    ("q10c", "10c", "How does the multi-head self-attention mechanism operate within the Transformer "
+     "encoder?"),
+    ("q10d", "10d", "How does the model use the [CLS] token (or final output) to produce the final image "
+     "classification?"),
+]  # fmt: skip
 
-
-NETWORKS = {"vit": "ViT", "cnn": "CNN", "resnet18": "ResNet-18"}  # compare.py's, as the report calls them
+NETWORKS = {"vit": "ViT", "cnn": "CNN", "resnet18": "ResNet-18"}  # as the report calls those of a comparison
 
 
 class Markdown(str):
@@ -115,6 +71,7 @@ def percent(share, digits=1):
 
 
 def whole(number):
+    """1234567 -> "1,234,567"."""
     return Markdown(f"{number:,}")
 
 
@@ -131,7 +88,7 @@ def setting(value):
     return f"{value:g}" if isinstance(value, float) else value
 
 
-CHANGED = {  # hyperparameters in words, where the name with spaces is none
+CHANGED = {  # hyperparameters in words, where their name with spaces is not yet one
     "dim": "token width",
     "dim_head": "head width",
     "mlp_dim": "MLP width",
@@ -146,7 +103,7 @@ CHANGED = {  # hyperparameters in words, where the name with spaces is none
 
 def changed_to(row):
     """A diary's row in words: "depth 9", "no mixup"."""
-    name, value = row["name"], row["value"]
+    name, value = row.name, row.value
     words = CHANGED.get(name, name.replace("_", " "))
     if name == "muon_learning_rate" and value == 0:
         return "AdamW, no Muon"
@@ -159,15 +116,20 @@ def changed_to(row):
 
 def effect(row):
     """A diary's row as the end of a sentence: "+0.3 points (95 % interval −1.3 to +1.9)"."""
-    shown = f"{points(row['difference'])} points"
-    if row["low"] is not None:
-        shown += f" (95 % interval {points(row['low'])} to {points(row['high'])})"
-    return Markdown(shown + (", which is within noise" if row["within_noise"] else ""))
+    shown = f"{points(row.difference)} points"
+    if row.low is not None:
+        shown += f" (95 % interval {points(row.low)} to {points(row.high)})"
+    return Markdown(shown + (", which is within noise" if row.within_noise else ""))
 
 
 def pixels(number):
     """103.74 -> "104", 9.31 -> "9.3"."""
     return Markdown(f"{number:.0f}" if number >= 20 else f"{number:.1f}")
+
+
+def sentence(text):
+    """Words as a sentence of their own: a capital at the start, a full stop at the end."""
+    return f"{text[0].upper()}{text[1:]}."
 
 
 FILTERS = {
@@ -177,14 +139,20 @@ FILTERS = {
     "effect": effect,
     "pixels": pixels,
     "setting": setting,
+    "sentence": sentence,
 }
 
 
-def code(name, start=None, end=None):
-    """An excerpt of vit.py as a fenced block that names its lines."""
-    text, first, last = source.excerpt("vit.py", name, start, end)
-    lines = f"line {first}" if first == last else f"lines {first}–{last}"
-    return Markdown(f"\n```python vit.py, {lines}\n{text}\n```\n")
+def excerpts(record):
+    """The `code` of the answers: it shows lines of the submitted program and names its step and lines."""
+    program, file = assemble_submission(record), f"{record.student.id}_Lab8_Homework.py"
+
+    def code(name, start=None, end=None):
+        text, first, last = source.excerpt(program, name, start, end)
+        lines = f"line {first}" if first == last else f"lines {first}–{last}"
+        return Markdown(f"\n```python {file}, step {source.step_of(program, first)}, {lines}\n{text}\n```\n")
+
+    return code
 
 
 def _environment():
@@ -192,159 +160,157 @@ def _environment():
         undefined=jinja2.StrictUndefined, finalize=_plain, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(
-        code=code,
-        setting=setting,
-        changed_to=changed_to,
-        networks=NETWORKS,
-        min=min,
-        max=max,
-        round=round,
-        sum=sum,
+        setting=setting, changed_to=changed_to, networks=NETWORKS, min=min, max=max, round=round, sum=sum
     )
     environment.filters.update(FILTERS)
     return environment
 
 
-def source_of(finding, record):
-    """Where a study's figures come from, to stand in a sentence: "..., recorded on 2026-11-25 (...)"."""
-    if finding is None:
-        return None
-    machine, data = finding["machine"], finding["data"]
-    where = f"{finding['date'][:10]}, {machine['gpu'] or machine['processor']}, {machine['cores']} cores"
-    same = data["fingerprint"] == record["data"]["fingerprint"]
-    images = "this run’s images" if same else f"other images ({data['name']})"
-    if finding["fresh"]:
-        return f"measured on {images} for this report; {where}"
-    return f"recorded on {images}, not measured in this run; {where}; studies/{finding['file']}"
+# What an answer can look up
 
 
-def _sentence(text):
-    return f"{text[0].upper()}{text[1:]}."
+def _source_of(kind):
+    def source_of(record):
+        """Where a study's figures come from, to stand in a sentence: "..., recorded on 2026-11-25 (...)"."""
+        finding = getattr(record.findings, kind)
+        if finding is None:
+            return None
+        machine, data = finding.machine, finding.data
+        where = f"{finding.date[:10]}, {machine.gpu or machine.processor}, {machine.cores} cores"
+        same = data.fingerprint == record.data.fingerprint
+        images = "this run’s images" if same else f"other images ({data.name})"
+        if finding.fresh:
+            return f"measured on {images} for this report; {where}"
+        return f"recorded on {images}, not measured in this run; {where}; study/recorded/{finding.file}"
+
+    return source_of
 
 
-def captions_of(found, record):
-    """The captions of the figures that show studies, None where there is no study."""
-    diary, comparison = found["diary"], found["comparison"]
-    captions = {"diary_caption": None, "shares_caption": None}
-    if diary:
-        start = diary["start"]
-        captions["diary_caption"] = (
-            "The ablation diary: one value changed at a time, and what it does to the validation accuracy of "
-            f"{percent(start['accuracy'])} that the recipe “{diary['name']}” has after "
-            f"{diary['recipe']['epochs']} epochs, in percentage points (mean and 95 % interval of "
-            f"{start['runs']} paired runs). Hollow: the interval holds zero. Each panel has its own scale. "
-            f"{_sentence(source_of(diary, record))}"
-        )
-    if comparison:
-        captions["shares_caption"] = (
-            f"Test accuracy on all and on fewer training images: mean and standard deviation over seeds, "
-            f"{comparison['recipe']['epochs']} epochs. {_sentence(source_of(comparison, record))}"
-        )
-    return captions
+def _confusions(record):
+    """The pairs of classes that were confused, most often first."""
+    classes = record.data.classes
+    found = [
+        {"true": classes[i], "predicted": classes[j], "count": count}
+        for i, row in enumerate(record.results.confusion_matrix)
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    return sorted(found, key=lambda pair: -pair["count"])
+
+
+def _mean_confidence(record):
+    results = record.results
+    return sum(b.images * b.confidence for b in results.calibration.bins if b.images) / results.total
+
+
+def _second_right(record):
+    """Of how many wrong predictions the true class had the second-highest confidence."""
+    classes = record.data.classes
+    return sum(
+        sorted(p.confidences)[-2] == p.confidences[classes.index(p.true)]
+        for p in record.results.predictions
+        if p.true != p.predicted
+    )
+
+
+def _hardest(record):
+    """The class of the lowest recall, None where two share it."""
+    recall = {name: scores.recall for name, scores in record.results.per_class.items()}
+    first, second = sorted(recall, key=recall.get)[:2]
+    return first if recall[first] < recall[second] else None
+
+
+def _distance_trend(record):
+    """How the mean attention distance changes from the first block to the last."""
+    blocks = record.shown.attention.blocks
+    change = blocks[-1].mean - blocks[0].mean
+    near = NEAR * record.recipe.values.image_size
+    return "stays" if abs(change) < near else "grows" if change > 0 else "falls"
+
+
+def _looks_nearer(record):
+    """Whether a block looks clearly nearer than even attention would."""
+    attention = record.shown.attention
+    nearest = min(block.mean for block in attention.blocks)
+    return nearest < attention.even - NEAR * record.recipe.values.image_size
+
+
+def _effects(record):
+    """{hyperparameter: the diary's rows about it that have a result}."""
+    effects = {}
+    for row in record.findings.diary.rows if record.findings.diary else ():
+        if row.difference is not None:
+            effects.setdefault(row.name, []).append(row)
+    return effects
+
+
+def _diary_differs(record):
+    """The hyperparameters in which the run differs from the recipe that its diary is about."""
+    ours = record.recipe.values.as_dict()
+    theirs = record.findings.diary.recipe if record.findings.diary else {}
+    # The warm-up is shortened with the epochs, and a diary makes splits of its own.
+    return [n for n, v in theirs.items() if n not in ("warmup_epochs", "split_seed") and ours.get(n) != v]
+
+
+def _views(recipe):
+    """In how many views a test image is scored: the symmetries that training used, or as it is."""
+    return (4 if recipe.flip else 1) * (2 if recipe.transpose else 1) if recipe.test_views else 1
+
+
+def _harder(recipe):
+    """What makes training images harder than test images, in words."""
+    augmented = recipe.flip or recipe.crop or recipe.brightness or recipe.contrast
+    return " and ".join(["augmented"] * bool(augmented) + ["blended"] * bool(recipe.mixup))
+
+
+# Each name, and how its value follows from the record: parts of it, and simple arithmetic on them.
+LOOKUPS = {
+    "recipe": lambda r: r.recipe.values,
+    "data": lambda r: r.data,
+    "model": lambda r: r.model,
+    "training": lambda r: r.training,
+    "history": lambda r: r.training.history,
+    "machine": lambda r: r.machine,
+    "results": lambda r: r.results,
+    "demonstration": lambda r: r.data.demonstration,
+    "classes": lambda r: r.data.classes,
+    "train_images": lambda r: sum(r.data.counts["train"].values()),
+    "test_images": lambda r: sum(r.data.counts["test"].values()),
+    "patches": lambda r: (r.recipe.values.image_size // r.recipe.values.patch_size) ** 2,
+    "patch_dim": lambda r: r.recipe.values.channels * r.recipe.values.patch_size**2,
+    "inner_dim": lambda r: r.recipe.values.heads * r.recipe.values.dim_head,
+    "views": lambda r: _views(r.recipe.values),
+    "harder": lambda r: _harder(r.recipe.values),
+    "standard_recipe": lambda r: r.recipe.name in ("default", "best"),
+    "attention": lambda r: r.shown.attention,
+    "distance_trend": _distance_trend,
+    "looks_nearer": _looks_nearer,
+    "confusions": _confusions,
+    "mean_confidence": _mean_confidence,
+    "second_right": _second_right,
+    "hardest": _hardest,
+    # Studies, each None where there is none; where they come from; the diary's rows by name.
+    "search": lambda r: r.findings.search,
+    "diary": lambda r: r.findings.diary,
+    "comparison": lambda r: r.findings.comparison,
+    "search_source": _source_of("search"),
+    "diary_source": _source_of("diary"),
+    "comparison_source": _source_of("comparison"),
+    "effects": _effects,
+    "diary_differs": _diary_differs,
+}
 
 
 def lookups(record):
-    """The names an answer can look up: the record's parts, and what follows from them by arithmetic."""
-    recipe = SimpleNamespace(**record["recipe"]["values"])
-    results, classes = record["results"], record["data"]["classes"]
-    counts = record["data"]["counts"]
-    confusions = sorted(
-        (
-            {"true": classes[i], "predicted": classes[j], "count": count}
-            for i, row in enumerate(results["confusion_matrix"])
-            for j, count in enumerate(row)
-            if i != j and count
-        ),
-        key=lambda c: -c["count"],
-    )
-    bins = results["calibration"]["bins"]
-    confidence = sum(b["images"] * b["confidence"] for b in bins if b["images"]) / results["total"]
-    found = record["findings"]
-    diary = found["diary"]
-    effects = {}
-    for row in diary["rows"] if diary else ():
-        if row["difference"] is not None:
-            effects.setdefault(row["name"], []).append(row)
-    attention, near = record["attention"], NEAR * recipe.image_size
-    distances = [block["mean"] for block in attention["blocks"]]
-    change = distances[-1] - distances[0]
-
-    def recall(name):
-        return results["per_class"][name]["recall"]
-
-    by_recall = sorted(results["per_class"], key=recall)
-    return {
-        "recipe": recipe,
-        "data": record["data"],
-        "model": record["model"],
-        "training": record["training"],
-        "history": record["training"]["history"],
-        "machine": record["machine"],
-        "results": results,
-        "demonstration": record["data"]["demonstration"],
-        "classes": classes,
-        "train_images": sum(counts["train"].values()),
-        "test_images": sum(counts["test"].values()),
-        "patches": (recipe.image_size // recipe.patch_size) ** 2,
-        "patch_dim": recipe.channels * recipe.patch_size**2,
-        # Test images are scored in so many views: the symmetries that training used, or as they are.
-        "views": (4 if recipe.flip else 1) * (2 if recipe.transpose else 1) if recipe.test_views else 1,
-        "inner_dim": recipe.heads * recipe.dim_head,
-        "attention": attention,
-        "distance_trend": "stays" if abs(change) < near else "grows" if change > 0 else "falls",
-        "looks_nearer": min(distances) < attention["even"] - near,
-        "confusions": confusions,
-        "mean_confidence": confidence,
-        # Studies, each None where there is none; where they come from; the diary's rows by name.
-        **found,
-        **{f"{kind}_source": source_of(finding, record) for kind, finding in found.items()},
-        "effects": effects,
-        "diary_differs": [
-            name
-            for name, value in (diary["recipe"].items() if diary else ())
-            if name not in ("warmup_epochs", "split_seed") and getattr(recipe, name) != value
-        ],
-        **captions_of(found, record),
-        "second_right": sum(
-            sorted(p["confidences"])[-2] == p["confidences"][classes.index(p["true"])]
-            for p in results["predictions"]
-            if p["true"] != p["predicted"]
-        ),
-        "harder": " and ".join(
-            ["augmented"] * bool(recipe.flip or recipe.crop or recipe.brightness or recipe.contrast)
-            + ["blended"] * bool(recipe.mixup)
-        ),
-        "standard_recipe": record["recipe"].get("name") in ("default", "best"),
-        # None where two classes share the lowest recall.
-        "hardest": by_recall[0] if len(set(map(recall, by_recall[:2]))) == 2 else None,
-    }
+    """{name: value} of all that an answer, or the report's template, can look up."""
+    return {name: found_in(record) for name, found_in in LOOKUPS.items()}
 
 
-@lru_cache
-def formula(latex, display):
-    """LaTeX -> an <img> of vector outlines on the text's baseline, its words as alternative text."""
-    from report.speech import spoken
-
-    size = 100.0
-    with warnings.catch_warnings():  # of how it finds its own font
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import ziamath
-
-        drawn = ziamath.Latex(latex, size=size, inline=not display)
-    # The drawing's own box: its height in em, and how far it reaches below the baseline.
-    svg = drawn.svg()
-    _, top, width, height = map(float, re.search(r'viewBox="([^"]+)"', svg)[1].split())
-    data = base64.b64encode(svg.encode()).decode()
-    return (
-        f'<img class="formula" alt="{html.escape(spoken(latex))}" '
-        f'data-latex="{html.escape(latex.strip())}" '
-        f'src="data:image/svg+xml;base64,{data}" style="width:{width / size:.3f}em;'
-        f'height:{height / size:.3f}em;vertical-align:{-(top + height) / size:.3f}em">'
-    )
+# Markdown
 
 
 def _math(content, options):
-    return formula(content.strip(), options["display_mode"])
+    return formulas.drawn(content.strip(), options["display_mode"])
 
 
 def _label(label):
@@ -352,7 +318,7 @@ def _label(label):
 
 
 def _picture(path, source, alt):
-    """A picture beside an answer as a data URL. InputError if it is not there, can't be shown, or has no
+    """A picture beside an answer as a data URL. InputError if it is not there, cannot be shown, or has no
     description."""
     where = path.name
     if not alt.strip():
@@ -366,7 +332,7 @@ def _picture(path, source, alt):
         there = False
     if not there:
         raise InputError(
-            f"{where}: can't show the picture {shown}: put a {', '.join(PICTURES)} file into {path.parent}"
+            f"{where}: cannot show the picture {shown}: put a {', '.join(PICTURES)} file into {path.parent}"
         )
     try:
         content = file.read_bytes()
@@ -374,12 +340,12 @@ def _picture(path, source, alt):
     except OSError as error:
         fault = error.strerror
     if fault:
-        raise InputError(f"{where}: can't show the picture {shown}: {fault}")
+        raise InputError(f"{where}: cannot show the picture {shown}: {fault}")
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _fault_of(content, kind):
-    """Why the bytes of a picture can't be shown, or None. An SVG may refer to nothing outside itself."""
+    """Why the bytes of a picture cannot be shown, or None. An SVG may refer to nothing outside itself."""
     if len(content) > PICTURE_MB * 1e6:
         return f"it has {len(content) / 1e6:.0f} MB, at most {PICTURE_MB} are allowed"
     if kind == "image/svg+xml":
@@ -388,7 +354,7 @@ def _fault_of(content, kind):
         try:
             root = ElementTree.fromstring(content)
         except (ElementTree.ParseError, ValueError, LookupError):  # no XML, or in an unknown encoding
-            return "it is no SVG"
+            return "it is not an SVG drawing"
         for element in root.iter():
             tag = str(element.tag).rpartition("}")[2]
             values = [value for name, value in element.items() if name.rpartition("}")[2] == "href"]
@@ -410,7 +376,7 @@ def _fault_of(content, kind):
     except Image.DecompressionBombError:
         return "it has too many pixels: make it smaller"
     except Exception as error:  # a broken picture can raise nearly anything out of a decoder
-        return f"it is damaged or no picture ({type(error).__name__})"
+        return f"it is damaged or not a picture ({type(error).__name__})"
     return None
 
 
@@ -445,7 +411,9 @@ def _fence(self, tokens, index, options, env):
         lexer = TextLexer()
     body = highlight(token.content, lexer, HtmlFormatter(nowrap=True))
     caption = f"<figcaption>{html.escape(title)}</figcaption>" if title else ""
-    return f'<figure class="code">{caption}<pre><code>{body}</code></pre></figure>\n'
+    # The LaTeX report colours the words of a language that it knows.
+    attributes = f'class="code" data-language="{html.escape(language)}"'
+    return f"<figure {attributes}>{caption}<pre><code>{body}</code></pre></figure>\n"
 
 
 def _markdown():
@@ -467,13 +435,14 @@ def _markdown():
     return md
 
 
-def _read(path):
+def read_answer(path):
+    """The text of an answer. InputError if it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text: save it as UTF-8") from None
     except OSError as error:
-        raise InputError(f"can't read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
 def check_answers(folder):
@@ -487,13 +456,13 @@ def check_answers(folder):
     if not files:
         raise InputError(f"--answers {folder}: no answers in it; they are called {', '.join(known)}")
     environment = _environment()
-    names = set(environment.globals) | set(_sample_names())
+    names = {*environment.globals, *LOOKUPS, "code"}
     for path in files:
         if path.name not in known:
             raise InputError(f"{path}: no question has this name; they are {', '.join(known)}")
         if not path.is_file():
-            raise InputError(f"{path} is no file")
-        text = _read(path)
+            raise InputError(f"{path} is not a file")
+        text = read_answer(path)
         try:
             parsed = environment.parse(text)
             unknown = jinja2.meta.find_undeclared_variables(parsed) - names
@@ -501,12 +470,12 @@ def check_answers(folder):
             raise InputError(f"{path}, line {error.lineno}: {error.message}") from None
         if unknown:
             raise InputError(
-                f"{path}: {{{{ {sorted(unknown)[0]} }}}} can't be looked up; there are "
-                f"{', '.join(sorted(_sample_names()))}"
+                f"{path}: {{{{ {sorted(unknown)[0]} }}}} cannot be looked up; there are "
+                f"{', '.join(sorted(LOOKUPS))}"
             )
         if list(jinja2.meta.find_referenced_templates(parsed)):
-            raise InputError(f"{path}: an answer can't take in other files")
-        for token in _tokens(text):
+            raise InputError(f"{path}: an answer cannot take in other files")
+        for token in tokens(text):
             if token.type == "link_open":
                 _local_link(path, token.attrs["href"])
             if token.type == "image" and "{{" not in token.attrs["src"]:
@@ -515,47 +484,39 @@ def check_answers(folder):
             _set_formula(path, latex, display)
 
 
-def _sample_names():
-    """What `lookups` offers, without a record."""
-    counts = {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}}
-    results = {"confusion_matrix": [], "per_class": {"a": {"recall": 1}}, "total": 1}
-    results |= {"calibration": {"bins": []}, "predictions": []}
-    data = {"classes": [], "counts": counts, "demonstration": False}
-    recipe = {"values": Recipe().values()}
-    training = {"history": []}
-    parts = {"model": {}, "machine": {}, "attention": {"even": 1, "blocks": [{"mean": 1}]}}
-    parts["findings"] = dict.fromkeys(("search", "diary", "comparison"))
-    return lookups(dict(parts, recipe=recipe, results=results, data=data, training=training))
-
-
-def _tokens(text):
-    tokens = _markdown().parse(text)
-    return [*tokens, *(child for token in tokens for child in token.children or [])]
+def tokens(text):
+    """The Markdown tokens of an answer, those within a line too."""
+    parsed = _markdown().parse(text)
+    return [*parsed, *(child for token in parsed for child in token.children or [])]
 
 
 def _formulas(text):
-    for token in _tokens(text):
+    for token in tokens(text):
         if token.type.startswith("math") and "{{" not in token.content and "{%" not in token.content:
             yield token.content.strip(), token.type.startswith("math_block")
 
 
 def _set_formula(path, latex, display):
     try:
-        formula(latex, display)
-    except Exception as error:  # ziamath raises many kinds for what it can't set
-        raise InputError(f"{path}: can't set the formula {latex!r}: {error}") from None
+        formulas.drawn(latex, display)
+    except Exception as error:  # ziamath raises many kinds for what it cannot set
+        raise InputError(f"{path}: cannot set the formula {latex!r}: {error}") from None
 
 
 def answer_texts(record, folder=None):
-    """{question id: (path, Markdown)} of all answers, looked up; a file in `folder` replaces our own."""
-    environment, known = _environment(), lookups(record)
+    """{question id: (path, Markdown)} of all answers, looked up; a file in `folder` replaces our own.
+
+    InputError, with the file and where known the line, for a name or a formula that is not right.
+    """
+    environment = _environment()
+    known = lookups(record) | {"code": excerpts(record)}
     texts = {}
     for key, *_ in QUESTIONS:
         path = ANSWERS / f"{key}.md"
         if folder and (folder / path.name).is_file():
             path = folder / path.name
         try:
-            text = environment.from_string(_read(path)).render(known)
+            text = environment.from_string(read_answer(path)).render(known)
         except (jinja2.TemplateError, LookupError, TypeError, ValueError) as error:
             line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
             raise InputError(f"{path}{line}: {error}") from None
@@ -566,6 +527,7 @@ def answer_texts(record, folder=None):
 
 
 def render_answers(record, folder=None):
-    """{question id: HTML} of all answers; a file in `folder` replaces the project's own."""
-    markdown, texts = _markdown(), answer_texts(record, folder)
-    return {key: markdown.render(text, {"path": path}) for key, (path, text) in texts.items()}
+    """{question id: (path, HTML)} of all answers; a file in `folder` replaces the project's own."""
+    markdown = _markdown()
+    texts = answer_texts(record, folder)
+    return {key: (path, markdown.render(text, {"path": path})) for key, (path, text) in texts.items()}

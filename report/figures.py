@@ -104,6 +104,12 @@ def _no_axes(axes):
         spine.set_visible(False)
 
 
+def _thin(bar):
+    """Make a colour bar as light as the figures' other lines."""
+    bar.ax.tick_params(labelsize=SMALL, length=2, width=0.5)
+    bar.outline.set_linewidth(0.4)
+
+
 def _show(axes, image, **settings):
     """Pixels (h, w, 1 or 3) as a picture."""
     grey = image.shape[-1] == 1
@@ -137,16 +143,16 @@ def draw_counts(counts):
 
 def draw_history(history, baseline):
     """Loss and accuracy after each epoch, training and test."""
-    epochs = [row["epoch"] for row in history]
+    epochs = [row.epoch for row in history]
     marker = "o" if len(epochs) == 1 else None  # a line of one point would not show
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.35), layout="constrained")
-    left.plot(epochs, [row["train_loss"] for row in history], label="training", marker=marker, **TRAIN)
-    left.plot(epochs, [row["test_loss"] for row in history], label="test", marker=marker, **TEST)
+    left.plot(epochs, [row.train_loss for row in history], label="training", marker=marker, **TRAIN)
+    left.plot(epochs, [row.test_loss for row in history], label="test", marker=marker, **TEST)
     left.set(title="Loss", xlabel="epoch")
     left.set_ylim(bottom=0)
     left.legend(frameon=False)
     for side, style in (("train", TRAIN), ("test", TEST)):
-        values = [100 * row[f"{side}_accuracy"] for row in history]
+        values = [100 * getattr(row, f"{side}_accuracy") for row in history]
         right.plot(epochs, values, marker=marker, **style)
     right.axhline(100 * baseline, color="0.45", linewidth=0.8, linestyle=":")
     right.annotate(
@@ -209,19 +215,19 @@ def draw_confusion_matrix(matrix, class_names):
 
 def draw_calibration(calibration):
     """Reliability diagram: accuracy by confidence, and how many images each bin holds."""
-    bins = [row for row in calibration["bins"] if row["images"]]
+    bins = [row for row in calibration.bins if row.images]
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6), layout="constrained")
-    width = 1 / len(calibration["bins"])
-    places = [row["low"] + width / 2 for row in bins]
-    left.bar(places, [row["accuracy"] for row in bins], width=0.92 * width, color=BLUE, label="accuracy")
+    width = 1 / len(calibration.bins)
+    places = [row.low + width / 2 for row in bins]
+    left.bar(places, [row.accuracy for row in bins], width=0.92 * width, color=BLUE, label="accuracy")
     left.plot([0, 1], [0, 1], color="0.3", linewidth=0.9, linestyle="--", label="perfect")
     left.plot(
-        [row["confidence"] for row in bins], [row["accuracy"] for row in bins], linestyle="none",
+        [row.confidence for row in bins], [row.accuracy for row in bins], linestyle="none",
         marker="o", markersize=4.5, color="white", markeredgecolor="black", label="mean confidence",
     )  # fmt: skip
     left.set(title="Reliability", xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    bars = right.bar(places, [row["images"] for row in bins], width=0.92 * width, color="0.6")
+    bars = right.bar(places, [row.images for row in bins], width=0.92 * width, color="0.6")
     right.bar_label(bars, fontsize=SMALL, padding=1.5)
     right.set(title="Images", xlabel="confidence", xlim=(0, 1))
     right.margins(y=0.12)
@@ -233,49 +239,50 @@ def draw_calibration(calibration):
 def draw_diary(diary):
     """Paired differences of validation accuracy with their intervals, one line a changed value, in the
     order of the largest effect of each hyperparameter."""
-    rows = [row for row in diary["rows"] if row["difference"] is not None]
+    rows = [row for row in diary.rows if row.difference is not None]
     largest = {}
     for row in rows:
-        largest[row["name"]] = max(largest.get(row["name"], 0), abs(row["difference"]))
+        largest[row.name] = max(largest.get(row.name, 0), abs(row.difference))
     order = list(largest)
-    rows.sort(key=lambda row: (-largest[row["name"]], order.index(row["name"]), row["difference"]))
+    rows.sort(key=lambda row: (-largest[row.name], order.index(row.name), row.difference))
     half = -(-len(rows) // 2)
     columns = [part for part in (rows[:half], rows[half:]) if part]
     figure, panels = plt.subplots(
         1, len(columns), figsize=(WIDTH, 0.75 + 0.165 * half), layout="constrained", squeeze=False
     )
     for axes, part in zip(panels[0], columns):
-        ends = [
-            100 * (row[key] if row[key] is not None else row["difference"])
-            for row in part
-            for key in ("low", "high")
-        ]
-        # One run that went astray widens its interval beyond all others: it may leave the panel.
-        means = [100 * row["difference"] for row in part]
-        span = max(max(map(abs, means)), 1.0)
-        low, high = max(min(ends), min(means) - 1.2 * span), min(max(ends), max(means) + 1.2 * span)
-        low, high = min(low, -0.5), max(high, 0.5)
-        axes.axvline(0, color="0.45", linewidth=0.8, linestyle=":")
-        for place, row in enumerate(part):
-            mean = 100 * row["difference"]
-            colour = "0.35" if row["within_noise"] else BLUE if mean > 0 else VERMILION
-            if row["low"] is not None:
-                axes.plot([100 * row["low"], 100 * row["high"]], [place, place], color=colour, linewidth=1.1)
-            face = "white" if row["within_noise"] else colour
-            axes.plot(mean, place, "o", markersize=4.2, color=colour, markerfacecolor=face, zorder=3)
-            axes.text(
-                1.01, place, points(row["difference"]), transform=axes.get_yaxis_transform(),
-                va="center_baseline", fontsize=SMALL, color=colour,
-            )  # fmt: skip
-        axes.set_yticks(range(len(part)), [changed_to(row) for row in part], fontsize=SMALL)
+        _draw_effects(axes, part)
         axes.set_ylim(half - 0.4, -0.6)
-        room = 0.04 * (high - low)
-        axes.set_xlim(low - room, high + room)
-        axes.set_xlabel("validation accuracy, points", fontsize=8)
-        axes.tick_params(axis="y", length=0)
-        axes.tick_params(axis="x", labelsize=SMALL)
-        axes.spines["left"].set_visible(False)
     return figure
+
+
+def _draw_effects(axes, rows):
+    """One panel of the diary: a line for each row, its interval, its mean, and the mean as a number."""
+    means = [100 * row.difference for row in rows]
+    ends = [100 * end for row in rows for end in (row.low, row.high) if end is not None]
+    low, high = min(means + ends), max(means + ends)
+    # One run that went astray widens its interval beyond all others: it may leave the panel.
+    span = max(max(map(abs, means)), 1.0)
+    low, high = max(low, min(means) - 1.2 * span), min(high, max(means) + 1.2 * span)
+    low, high = min(low, -0.5), max(high, 0.5)
+    axes.axvline(0, color="0.45", linewidth=0.8, linestyle=":")
+    for place, (row, mean) in enumerate(zip(rows, means)):
+        colour = "0.35" if row.within_noise else BLUE if mean > 0 else VERMILION
+        if row.low is not None:
+            axes.plot([100 * row.low, 100 * row.high], [place, place], color=colour, linewidth=1.1)
+        face = "white" if row.within_noise else colour
+        axes.plot(mean, place, "o", markersize=4.2, color=colour, markerfacecolor=face, zorder=3)
+        axes.text(
+            1.01, place, points(row.difference), transform=axes.get_yaxis_transform(),
+            va="center_baseline", fontsize=SMALL, color=colour,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [changed_to(row) for row in rows], fontsize=SMALL)
+    room = 0.04 * (high - low)
+    axes.set_xlim(low - room, high + room)
+    axes.set_xlabel("validation accuracy, points", fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=SMALL)
+    axes.spines["left"].set_visible(False)
 
 
 def draw_shares(comparison):
@@ -286,15 +293,15 @@ def draw_shares(comparison):
         "resnet18": {"color": "#006b4f", "marker": "^", "linestyle": (0, (1, 1.2))},
     }
     figure, axes = plt.subplots(figsize=(4.6, 2.5), layout="constrained")
-    counts = sorted({row["train_images"] for row in comparison["rows"] if row["runs"]})
+    counts = sorted({row.train_images for row in comparison.rows if row.runs})
     for name, style in styles.items():
-        rows = [row for row in comparison["rows"] if row["model"] == name and row["runs"]]
-        rows.sort(key=lambda row: row["train_images"])
+        rows = [row for row in comparison.rows if row.model == name and row.runs]
+        rows.sort(key=lambda row: row.train_images)
         if rows:
             axes.errorbar(
-                [row["train_images"] for row in rows],
-                [100 * row["accuracy"] for row in rows],
-                [100 * (row["sd"] or 0) for row in rows],
+                [row.train_images for row in rows],
+                [100 * row.accuracy for row in rows],
+                [100 * (row.sd or 0) for row in rows],
                 label=NETWORKS[name], markersize=4.5, linewidth=1.3, capsize=2.5, **style,
             )  # fmt: skip
     axes.set_xscale("log")
@@ -328,15 +335,14 @@ def draw_rollout(pictures, rollout, entries):
         columns = np.arange(width) * light.shape[1] // width
         lit = pictures[i] / 255 * (0.12 + 0.88 * light[rows][:, columns, None])
         _show(axes[2, i], lit, vmin=0, vmax=1)
-        sign = "" if entry["true"] == entry["predicted"] else "✗ "
-        axes[0, i].set_title(_two_lines(sign + entry["true"], 16), fontsize=SMALL, fontweight="normal", pad=3)
+        sign = "" if entry.true == entry.predicted else "✗ "
+        axes[0, i].set_title(_two_lines(sign + entry.true, 16), fontsize=SMALL, fontweight="normal", pad=3)
         for row in axes[:, i]:
             _no_axes(row)
     for row, name in zip(axes[:, 0], ("input", "rollout", "input lit\nby rollout")):
         row.set_ylabel(name, fontsize=8)
     bar = figure.colorbar(shown, ax=axes[1, :], fraction=0.03, pad=0.01)
-    bar.ax.tick_params(labelsize=SMALL, length=2, width=0.5)
-    bar.outline.set_linewidth(0.4)
+    _thin(bar)
     return figure
 
 
@@ -353,10 +359,10 @@ def _tiled(tiles, gap):
 def distance_words(attention):
     """The attention distances of the record in words, block by block."""
     rows = [
-        f"block {i}: mean {block['mean']:.1f}, heads from {block['least']:.1f} to {block['most']:.1f}"
-        for i, block in enumerate(attention["blocks"], 1)
+        f"block {i}: mean {block.mean:.1f}, heads from {block.least:.1f} to {block.most:.1f}"
+        for i, block in enumerate(attention.blocks, 1)
     ]
-    return f"Mean attention distance in pixels. {'; '.join(rows)}. Even attention: {attention['even']:.1f}."
+    return f"Mean attention distance in pixels. {'; '.join(rows)}. Even attention: {attention.even:.1f}."
 
 
 def draw_distance(distance, even):
@@ -417,8 +423,7 @@ def draw_heads(picture, maps, blocks, heads):
     most = f"{end:.1f}" if end < 100 else f"{end:.0f}"
     bar.set_ticks([1 / end, 1, end], labels=[f"1/{most}", "1", most])
     bar.set_ticks([], minor=True)
-    bar.ax.tick_params(labelsize=SMALL, length=2, width=0.5)
-    bar.outline.set_linewidth(0.4)
+    _thin(bar)
     return figure
 
 
@@ -442,8 +447,7 @@ def draw_positions(similarity, rows, columns):
     axes.set_ylabel("row", fontsize=8, labelpad=3)
     bar = figure.colorbar(shown, cax=figure.add_axes([0.86, 0.14, 0.02, 0.84]))
     bar.set_ticks([-end, 0, end], labels=[f"−{end:.2f}", "0", f"{end:.2f}"])
-    bar.ax.tick_params(labelsize=SMALL, length=2, width=0.5)
-    bar.outline.set_linewidth(0.4)
+    _thin(bar)
     return figure
 
 

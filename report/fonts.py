@@ -7,8 +7,11 @@ fonts, shipped in templates/fonts/ or brought by our dependencies, so that a pag
 import base64
 import io
 import logging
+import re
+import shutil
 import unicodedata
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from report.source import ROOT
@@ -27,13 +30,13 @@ def _shipped(family, stem, *styles):
 
 
 @lru_cache
-def _families():
+def families():
     """(always, where needed): lists of (family, [(weight, style, file)]), in the order they are tried."""
     import matplotlib
-    import ziamath
 
     plots = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    maths = Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+    # Found, not imported: that warns of how it finds its own font.
+    maths = Path(find_spec("ziamath").origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
     upright = (400, "normal"), (700, "normal")
     always = [
         _shipped("STIX Two Text", "stix-two-text-latin", *upright, (400, "italic"), (700, "italic")),
@@ -70,7 +73,7 @@ def _letters(text):
 
 def choose_families(text):
     """(families that `text` needs, code points that none of them has)."""
-    always, needed = _families()
+    always, needed = families()
     left = _letters(text) - _covers(always[0][1][0][2])
     chosen = list(always)
     for family, files in needed:
@@ -126,12 +129,9 @@ def font_css(text):
                 f'src: url("data:font/woff2;base64,{data}") format("woff2"); }}'
             )
     names = [f'"{family}"' for family, _ in chosen if family not in (MONO, TERMINAL)]
-    rules.append(f":root {{ --text: {', '.join(names)}, serif; --mono: {_mono(names)}; }}")
+    mono = ", ".join([f'"{MONO}"', f'"{TERMINAL}"', *names, "monospace"])
+    rules.append(f":root {{ --text: {', '.join(names)}, serif; --mono: {mono}; }}")
     return "\n".join(rules)
-
-
-def _mono(names):
-    return ", ".join([f'"{MONO}"', f'"{TERMINAL}"', *names, "monospace"])
 
 
 def write_fonts(text, folder):
@@ -152,3 +152,45 @@ def write_fonts(text, folder):
             font.save(target)
             written.append((family, target))
     return written
+
+
+def write_latex_fonts(folder, text):
+    """The faces that `text` needs as TrueType or OpenType files, whole, so that the text can be edited.
+
+    They travel with the .tex, so that it looks the same with every TeX Live, and like the other report.
+    -> what the template has to know: the files to look for letters in, and the scripts.
+    """
+    from fontTools.ttLib import TTFont
+
+    folder.mkdir()
+    styles = {(400, "normal"): "Regular", (700, "normal"): "Bold", (600, "normal"): "Semibold"}
+    styles |= {(400, "italic"): "Italic", (700, "italic"): "BoldItalic"}
+    always, needed = families()
+    chosen, _ = choose_families(text)
+    maths_and_lines = [f for f in needed if f[0] in ("STIX Two Math", TERMINAL) and f not in chosen]
+    found = {"serif": [], "bold": [], "mono": []}
+    for family, files in [*chosen, *maths_and_lines]:
+        for weight, style, source in files:
+            font = TTFont(source, recalcTimestamp=False)
+            font.flavor = None
+            kind = "otf" if "CFF " in font else "ttf"
+            name = f"{family.replace(' ', '')}-{styles[weight, style]}.{kind}"
+            font.save(folder / name)
+            if (family, files) not in always:
+                spec = f"[fonts/{name}]:mode=node;" + "script=arab;" * ("Arabic" in family)
+                found["bold" if weight == 700 else "serif"].append(spec)
+                if family == TERMINAL:  # it draws the lines in step with the mono's letters
+                    found["mono"].append(spec)
+    found["bold"] += found["serif"]
+    found["mono"] += found["serif"]
+    for license in sorted(FOLDER.glob("LICENSE*")):
+        words = license.stem.split("-")[1:3]
+        if list(folder.glob("".join(words) + "*")):
+            shutil.copyfile(license, folder / license.name)
+    spans = {"arabic": "\u0600-\u08ff\ufb50-\ufefe", "hebrew": "\u0590-\u05ff"}
+    spans["chinese"] = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    scripts = [name for name, span in spans.items() if re.search(f"[{span}]", text)]
+    return {name: ", ".join(f'"{spec}"' for spec in specs) for name, specs in found.items()} | {
+        "scripts": "\n".join(rf"\babelprovide[import,onchar=ids]{{{name}}}" for name in scripts),
+        "bidi": ",bidi=basic" * any(name != "chinese" for name in scripts),
+    }

@@ -1,105 +1,51 @@
-"""The same report as LaTeX source: run record + Markdown answers -> a folder that latexmk compiles.
+"""The report as LaTeX source: the page of the other report, taken apart by pandoc and set again.
 
-The answers are parsed by the Markdown parser of the other report; pandoc turns what it made of them into
-LaTeX, so that both reports hold the same words.
+pandoc reads the page into a tree; `Body` turns the tree into one that a person would have written LaTeX
+from; pandoc writes it into templates/report.latex. So both reports hold the same words.
 
-Nothing untrusted reaches TeX as a command. Looked-up text is escaped as it enters the template, pandoc
-escapes the answers' text, listings are checked for their own end, and a formula may only use commands
-that are known to be harmless.
+Nothing untrusted reaches TeX as a command: pandoc escapes all text, listings are checked for their own
+end, and a formula may only use commands that are known to be harmless.
 """
 
+import base64
 import contextlib
-import html
 import json
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-import uuid
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 
-import jinja2
-
-from recipe import InputError
+from lab.errors import InputError
 from report import answers, fonts, render
+from report.formulas import for_latex, printable
 
 INSTALL_PANDOC = "--latex needs pandoc: pip install pypandoc-binary (35 MB)"
+NO_SVG = "--latex cannot show an SVG picture: save it as PNG or JPEG"
+TEMPLATE = render.TEMPLATES / "report.latex"
 LANGUAGES = {"python": "Python", "py": "Python", "bash": "bash", "sh": "bash", "c": "C", "cpp": "C++"}
-# An answer may link to a part of the report: the id in the page -> the label here.
-SECTIONS = ("data", "model", "training", "evaluation", "predictions", "inside", "questions", "repeat")
-FIGURES = ("counts", "samples-train", "samples-test", "curves", "confusion", "calibration")
-FIGURES += ("examples", "mistakes", "rollout", "heads", "distance", "positions", "filters", "diary", "shares")
-LABELS = {name: f"sec:{name}" for name in SECTIONS} | {name: f"fig:{name}" for name in FIGURES}
-LABELS |= {f"table-{name}": f"tab:{name}" for name in ("data", "recipe", "classes")}
-CITED = ("vit", "adamw", "muon", "mixup", "attention", "rollout", "ece", "lmvit", "transfer", "neu")
-CITATIONS = {f"ref-{name}": name for name in CITED}
+# Classes of the page that are environments or commands of the template.
+BOXES = ("demo-band", "headline", "contents", "row")
+COMMANDS = {"demo-tag": r"\demotag", "hash": r"\fingerprint"}
+PICTURES = {"image/png": "png", "image/jpeg": "jpg"}  # those that LaTeX takes in
+LINE = 80  # letters, about, of a table's line
 TEXT_WIDTH = 455  # pt, 160 mm
 COMPILE_SECONDS = 180
+# Where it stands, blank lines before and after go: pandoc puts one between any two blocks, which in TeX ends
+# a paragraph. A control character: `printable` has taken those out of the page.
+JOIN = "\x01"
 
 
-# Escaping
-
-
-class Latex(str):
-    """Text that is LaTeX already; all other text is escaped when the template looks it up."""
-
-
-SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "`": r"\textasciigrave{}",
-    "'": r"\textquotesingle{}",
-    '"': r"\textquotedbl{}",
-    # After the end of a table row these would be read as an argument of \\.
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-    "\u00a0": "~",
-    "\u2009": r"\,",
-    "\u202f": r"\,",
-}
-
-
-def printable(text):
-    """Without control characters, which TeX could read as commands and no reader would see."""
-    text = re.sub(r"[\u2028\u2029\u0085]", "\n", text).replace("\r\n", "\n").replace("\r", "\n")
-    return re.sub(
-        r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", "", text
-    )
-
-
-def escape(value):
-    """Text as LaTeX that shows it letter by letter."""
-    if isinstance(value, Latex) or not isinstance(value, str):
-        return value
-    text = re.sub(r"\s*\n\s*", " ", printable(value))
-    text = "".join(SPECIAL.get(letter, letter) for letter in text)
-    # These pairs would become dashes and quotation marks.
-    return Latex(re.sub(r"([-,<>])(?=\1)", r"\1{}", text))
-
-
-def breakable(name):
-    """A name, escaped, that may be broken in the middle of a very long word."""
-    pieces = re.findall(r"[^\s_-]{1,12}|[\s_-]", name) if re.search(r"[^\s_-]{22}", name) else [name]
-    return Latex(r"\allowbreak{}".join(escape(piece) for piece in pieces))
+# Text
 
 
 def verbatim(text, environment):
     """Text for a verbatim environment. InputError if it would end the environment."""
     if f"\\end{{{environment}}}" in re.sub(r"\s", "", text):
-        raise InputError(f"code that holds \\end{{{environment}}} can't be shown with --latex")
-    return Latex(printable(text).expandtabs(4).rstrip("\n"))
+        raise InputError(f"code that holds \\end{{{environment}}} cannot be shown with --latex")
+    return text.expandtabs(4).rstrip("\n")
 
 
 def terminal(text):
@@ -107,86 +53,18 @@ def terminal(text):
     lines = text.splitlines()
     longest = max(map(len, lines), default=1)
     size = min(8.0, TEXT_WIDTH / (0.61 * 0.86 * longest) - 0.01)
-    return Latex(
+    return (
         f"\\begin{{Verbatim}}[{'samepage,' if len(lines) < 40 else ''}"
         f"formatcom=\\fontsize{{{size:.2f}}}{{{1.2 * size:.2f}}}\\selectfont]\n"
         f"{verbatim(text, 'Verbatim')}\n\\end{{Verbatim}}"
     )
 
 
-# Formulas
-
-# Commands that define, read, write or jump, and those that are of no use in LaTeX.
-NOT_IN_FORMULAS = {
-    r"\DeclareMathOperator",
-    r"\class",
-    r"\def",
-    r"\href",
-    r"\math",
-    r"\newcommand",
-    r"\newenvironment",
-    r"\style",
-    r"\tag",
-    r"\tag*",
-    r"\unicode",
-    r"\verb",
-}  # fmt: skip
-ENVIRONMENTS = {"align": "aligned", "align*": "aligned", "gather": "gathered", "gather*": "gathered"}
-ENVIRONMENTS |= dict.fromkeys(("array", "cases", "aligned", "alignedat", "gathered", "split"), None)
-ENVIRONMENTS |= dict.fromkeys((f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", "small")), None)
-
-
-@lru_cache
-def _known_commands():
-    """The commands that the other report's setter of formulas knows, less those that do harm."""
-    from latex2mathml import commands, symbols_parser
-
-    def texts(value):
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, (dict, tuple, list, set, frozenset)):
-            for part in value:
-                yield from texts(part)
-
-    names = {text for name, value in vars(commands).items() if name.isupper() for text in texts(value)}
-    names |= {*symbols_parser.SYMBOLS, r"\mathbfit", r"\dagger", r"\mid", r"\colon"}
-    return {name for name in names if re.fullmatch(r"\\[A-Za-z]+\*?", name)} - NOT_IN_FORMULAS
-
-
-def formula(path, latex):
-    """A formula of an answer for LaTeX. InputError that names the file and the command if it may not
-    stand in a formula: only commands from a list of harmless ones pass."""
-
-    def refuse(command):
-        raise InputError(f"{path}: {command} can't stand in a formula: {latex.strip()!r}")
-
-    latex = re.sub(r"(?<!\\)((?:\\\\)*)%.*", r"\1", printable(latex))  # a comment would hide what follows
-    if "^^" in latex:
-        refuse("^^")  # TeX's notation for any character, a backslash too
-    for command in re.findall(r"\\(?:[A-Za-z]+|.|\n|$)", latex):
-        if command[1:].isalpha() and command[1:].isascii():
-            if command not in _known_commands() and command + "*" not in _known_commands():
-                refuse(command)
-        elif command[1:] not in {*"\\{}|,;:!#$%&_ >", "\n"}:  # \( and \[ would end the formula
-            refuse(command)
-    for name in re.findall(r"\\(?:begin|end)\s*(\{[^}]*\}|.)", latex, re.DOTALL):
-        if name[1:-1] not in ENVIRONMENTS:
-            refuse(f"\\begin{name}")
-    if re.search(r"(?<!\\)(?:\\\\)*[$#]", latex):
-        refuse("$ or #")
-    latex = re.sub(
-        r"\\(begin|end)\s*\{([^}]*)\}", lambda m: f"\\{m[1]}{{{ENVIRONMENTS[m[2]] or m[2]}}}", latex
-    )
-    # The maths font has its own bold letters; it has no bold version.
-    latex = re.sub(r"\\(?:bm|boldsymbol|pmb)(?![A-Za-z])", r"\\symbf", latex)
-    return "\n".join(line.strip() for line in latex.splitlines() if line.strip())
-
-
-# Answers
+# The page
 
 
 def check_latex(folder=None):
-    """InputError if pandoc is missing or an answer has a formula that LaTeX shall not see."""
+    """InputError if pandoc is missing or an answer holds a formula or picture that LaTeX cannot take."""
     try:
         import pypandoc
 
@@ -194,171 +72,283 @@ def check_latex(folder=None):
     except (ImportError, OSError):
         raise InputError(INSTALL_PANDOC) from None
     for path in sorted(folder.glob("*.md")) if folder else ():
-        for latex in _formulas(answers._read(path)):
-            formula(path, re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "0", latex, flags=re.DOTALL))
-
-
-def _formulas(text):
-    return [token.content for token in answers._tokens(text) if token.type.startswith("math")]
-
-
-def _markdown(path):
-    """The answers' Markdown parser, its formulas and code blocks as plain HTML elements for pandoc."""
-
-    def math(kind, display):
-        def render(self, tokens, index, options, env):
-            token = tokens[index]
-            label = html.escape(token.info.removeprefix("eq-") if kind == "math_block_label" else "")
-            text = html.escape(formula(path, token.content).replace("\n", "\u2028"))
-            element = f'<code class="math" data-display="{display}" data-label="{label}">{text}</code>'
-            return f"<p>{element}</p>\n" if token.block else element
-
-        md.add_render_rule(kind, render)
-
-    def fence(self, tokens, index, options, env):
-        language, _, title = tokens[index].info.strip().partition(" ")
-        return (
-            f'<pre class="{html.escape(language)}" data-title="{html.escape(title)}">'
-            f"{html.escape(tokens[index].content)}</pre>\n"
-        )
-
-    def image(self, tokens, index, options, env):
-        token = tokens[index]
-        return f'<img src="{html.escape(token.attrs["src"])}" alt="{html.escape(token.content)}">'
-
-    md = answers._markdown()
-    for kind, display in (
-        ("math_inline", ""),
-        ("math_inline_double", "yes"),
-        ("math_block", "yes"),
-        ("math_block_label", "yes"),
-    ):
-        math(kind, display)
-    md.add_render_rule("fence", fence)
-    md.add_render_rule("image", image)
-    return md
+        for token in answers.tokens(answers.read_answer(path)):
+            if token.type.startswith("math"):
+                for_latex(path, re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "0", token.content, flags=re.DOTALL))
+            if token.type == "image" and token.attrs["src"].lower().endswith(".svg"):
+                raise InputError(f"{path}: {NO_SVG}")
 
 
 def _raw(text, block=False):
     return {"t": "RawBlock" if block else "RawInline", "c": ["latex", text]}
 
 
-def _para(inlines):
-    return {"t": "Para", "c": inlines}
+def _para(*parts):
+    """A paragraph of LaTeX texts and pandoc nodes."""
+    return {"t": "Para", "c": [_raw(part) if isinstance(part, str) else part for part in parts]}
+
+
+def _attributes(attr):
+    """(id, classes, {name without "data-": value}) of a pandoc node."""
+    identifier, classes, pairs = attr
+    return identifier, classes, {key.removeprefix("data-"): value for key, value in pairs}
 
 
 def _length(node):
     """About how many letters wide a pandoc node is set."""
-    if isinstance(node, list):
-        return sum(map(_length, node))
-    if not isinstance(node, dict):
-        return 0
-    kind, content = node["t"], node.get("c")
-    if kind == "Str":
-        return len(content)
-    if kind in ("Space", "SoftBreak"):
-        return 1
-    if kind in ("Code", "Math"):
-        return len(content[1])
-    return _length(content)
+    if isinstance(node, str):
+        return len(node)
+    if isinstance(node, dict):
+        content = node.get("c", " ")
+        return _length(content[1] if node["t"] == "Image" else content)
+    return sum(map(_length, node))
 
 
-class _Answers:
-    """Turns pandoc's tree of the answers into one that its LaTeX writer sets as a person would."""
+def _flat(blocks):
+    """The inlines of paragraphs, one after the other."""
+    return [inline for block in blocks for inline in block.get("c", [])]
 
-    def __init__(self, figures):
-        self.figures = figures  # where pictures of the answers go
-        self.path = None  # the answer at hand
-        self.labels = set()  # numbers of all equations
-        self.labelled = set()  # those that have a label by now
+
+class Body:
+    """Turns pandoc's tree of the page into one that its LaTeX writer sets as a person would.
+
+    `figures`: the folder of the figures, where the pictures within the page are written to.
+    `targets`: the ids in the page, to which a link may lead.
+    """
+
+    def __init__(self, figures, targets):
+        self.figures = figures
+        self.targets = targets
+        self.labelled = set()  # the ids of the formulas that have a label by now
+        self.answer = None  # the file of the answer at hand
+        self.share = 1.0  # of the line's width, of the box at hand
+        self.nested = 0  # lists, boxes and figures around the block at hand: no float may begin there
         self.pictures = 0
-        self.nested = 0  # lists and quotations around the block at hand
+        self.listed = ""  # the text of all listings
 
     def blocks(self, nodes):
+        """Pandoc's blocks for those of the page. InputError for a kind that the page cannot hold."""
         done = []
         for node in nodes:
-            kind, content = node["t"], node.get("c")
-            if kind in ("Para", "Plain"):
-                display = self.display(content)
-                if display and done and done[-1]["t"] == "Para":
-                    done[-1]["c"].append(_raw(f"\n{display}"))  # a blank line before it would add space
-                elif display:
-                    done.append(_para([_raw(display)]))
-                else:
-                    done.append(_para(self.inlines(content)))
-            elif kind == "Header":
-                done.append({"t": "Header", "c": [4, ["", [], []], self.inlines(content[2])]})
-            elif kind == "CodeBlock":
-                done.append(_raw(self.listing(*content), block=True))
-            elif kind == "Table":
-                done += self.table(content)
-            elif kind == "BulletList":
-                done.append({"t": kind, "c": [self.inside(item) for item in content]})
-            elif kind == "OrderedList":
-                done.append({"t": kind, "c": [content[0], [self.inside(item) for item in content[1]]]})
-            elif kind == "BlockQuote":
-                done.append({"t": kind, "c": self.inside(content)})
-            elif kind == "HorizontalRule":
-                done.append(node)
-            elif kind in ("Div", "Figure"):
-                done += self.blocks(content[-1])
-            else:
-                raise InputError(f"{self.path}: --latex can't set a {kind}")
+            method = getattr(self, f"block_{node['t'].lower()}", None)
+            if method is None:
+                raise InputError(f"{self.answer}: --latex cannot set a {node['t']}")
+            done += method(node.get("c"))
         return done
 
-    def inside(self, nodes):
-        """The blocks of a list's item or a quotation."""
-        self.nested += 1
+    def inside(self, nodes, share=1.0):
+        """The blocks within a list, a figure or a box that has this share of the width around it."""
+        before = self.share
+        self.nested, self.share = self.nested + 1, self.share * share
         done = self.blocks(nodes)
-        self.nested -= 1
+        self.nested, self.share = self.nested - 1, before
         return done
 
-    def display(self, inlines):
-        """A paragraph that is one displayed formula, as LaTeX; else None."""
-        if len(inlines) != 1 or inlines[0]["t"] != "Code":
-            return None
-        (_, classes, attributes), text = inlines[0]["c"]
-        attributes = {key.removeprefix("data-"): value for key, value in attributes}
-        if classes != ["math"] or not attributes["display"]:
-            return None
-        text = text.replace("\u2028", "\n")
-        label = attributes["label"]
-        if not label:
-            return f"\\[\n{text}\n\\]"
-        name = ""
-        if label not in self.labelled:
-            self.labelled.add(label)
-            name = f"\\label{{eq:{label}}}"
-        return f"\\begin{{equation}}\\tag{{{escape(label)}}}{name}\n{text}\n\\end{{equation}}"
+    def block_para(self, content):
+        inlines = self.inlines(content)
+        return [_para(*inlines)] if inlines else []
+
+    block_plain = block_para  # as a paragraph: pandoc would run it into the block after it
+
+    def block_header(self, content):
+        level, attr, inlines = content
+        identifier, classes, _ = _attributes(attr)
+        inlines = self.inlines(inlines)
+        label = f"\\label{{{identifier}}}" if identifier else ""
+        if self.answer:
+            return [_para(r"\paragraph{", *inlines, "}")]
+        if "title" in classes:
+            return [_para(r"\reporttitle{", *inlines, "}")]
+        if level == 2 and "unnumbered" not in classes:
+            return [_para(r"\section{", *inlines, "}" + label)]
+        return [_para(r"\phantomsection\subsection*{", *inlines, "}" + label)]
+
+    def block_codeblock(self, content):
+        return [_raw(terminal(content[1]), block=True)]
+
+    def block_bulletlist(self, content):
+        return [{"t": "BulletList", "c": list(map(self.item, content))}]
+
+    def block_orderedlist(self, content):
+        return [{"t": "OrderedList", "c": [content[0], list(map(self.item, content[1]))]}]
+
+    def item(self, nodes):
+        """The blocks of a list's item, which is set tight if it was written so."""
+        done = self.inside(nodes)
+        if done and nodes[0]["t"] == "Plain":
+            done[0]["t"] = "Plain"
+        return done
+
+    def block_blockquote(self, content):
+        return [{"t": "BlockQuote", "c": self.inside(content)}]
+
+    def block_horizontalrule(self, content):
+        return [{"t": "HorizontalRule"}]
+
+    def block_div(self, content):
+        attr, nodes = content
+        identifier, classes, data = _attributes(attr)
+        if "file" in data:
+            self.answer = data["file"]
+            done = self.blocks(nodes)
+            self.answer = None
+            return done
+        if "math" in classes:
+            return [self.display(identifier, next(n for n in _flat(nodes) if n["t"] == "Image"))]
+        if "references" in classes:
+            return self.references(nodes[0]["c"][1])
+        if "width" in data:
+            # Pictures stand on one line, tables hang from one.
+            top = r"\vspace{0pt}" * (nodes[0]["t"] in ("Div", "Table"))
+            place = "b" if "sample" in classes else "t"
+            start = f"[{place}]{{{data['width']}\\linewidth}}\\raggedright{top}"
+            done = self.wrapped("minipage", self.inside(nodes, float(data["width"])), start)
+            done[-1] = _raw(f"{JOIN}\\end{{minipage}}\\hspace{{0.02\\linewidth}}%{JOIN}", block=True)
+            return done
+        if "pair" in classes:  # figures beside each other float together
+            return self.wrapped("figure", self.inside(nodes), "[!htbp]")
+        name = next((name for name in BOXES if name in classes), None)
+        return self.wrapped(name, self.inside(nodes)) if name else self.blocks(nodes)
+
+    def wrapped(self, name, blocks, options=""):
+        """Blocks in a LaTeX environment."""
+        start = _raw(f"\\begin{{{name}}}{options}{JOIN}", block=True)
+        return [start, *blocks, _raw(f"{JOIN}\\end{{{name}}}", block=True)]
+
+    def references(self, items):
+        """The page's list of references, each item a span that carries its id."""
+        done = []
+        for item in items:
+            ((identifier, _, _), inlines) = _flat(item)[0]["c"]
+            done.append(_para(f"\\bibitem{{{identifier}}} ", *self.inlines(inlines)))
+        return self.wrapped("thebibliography", done, "{99}")
+
+    def display(self, identifier, image):
+        """A formula on a line of its own, in the paragraph before it: a blank line would add space."""
+        latex = for_latex(self.answer, _attributes(image["c"][0])[2]["latex"])
+        if not identifier:
+            return _raw(f"{JOIN}\\[\n{latex}\n\\]", block=True)
+        number = identifier.removeprefix("eq-").replace("_", r"\_")
+        label = ""
+        if identifier not in self.labelled:  # of two with the same number, the first has it
+            self.labelled.add(identifier)
+            label = f"\\label{{{identifier}}}"
+        return _raw(
+            f"{JOIN}\\begin{{equation}}\\tag{{{number}}}{label}\n{latex}\n\\end{{equation}}", block=True
+        )
+
+    def block_figure(self, content):
+        attr, (_, caption), nodes = content
+        identifier, classes, data = _attributes(attr)
+        words = self.inlines(_flat(caption))
+        if "code" in classes:
+            return self.listing(words, data.get("language", ""), nodes[0]["c"][1])
+        if "terminal" in classes:
+            done = [_para(r"\codetitle{", *words, "}")]
+            for node in nodes:
+                title = [r"\codetitle{", *self.inlines(node["c"]), "}"] if node["t"] == "Para" else []
+                done += [_para(*title)] if title else self.blocks([node])
+            return done
+        if "rows" in classes:  # it may be longer than a page
+            caption = _para(
+                r"{\nopagebreak\captionsetup{hypcap=false}\captionof{figure}{",
+                *words,
+                f"}}\\label{{{identifier}}}\\par}}",
+            )
+            return [*self.inside(nodes), caption]
+        label = f"}}\\label{{{identifier}}}{JOIN}"
+        blocks = self.inside(nodes)
+        if "settings" in classes:
+            return self.wrapped("table", [_para(r"\caption{", *words, label), *blocks], "[!htbp]")
+        blocks = [_raw(r"\centering" + JOIN, block=True), *blocks, _para(JOIN + r"\caption{", *words, label)]
+        return blocks if self.nested else self.wrapped("figure", blocks, "[!htbp]")
+
+    def listing(self, title, language, text):
+        """Lines of code, under their title if they have one."""
+        self.listed += text
+        option = f"language={LANGUAGES[language.lower()]}" if language.lower() in LANGUAGES else ""
+        try:
+            text = verbatim(text, "lstlisting")
+        except InputError as error:
+            raise InputError(f"{self.answer}: {error}") from None
+        title = [_para(r"\codetitle{", *title, "}")] if title else []
+        return [*title, _raw(f"\\begin{{lstlisting}}[{option}]\n{text}\n\\end{{lstlisting}}", block=True)]
+
+    # Tables
+
+    def block_table(self, content):
+        """A booktabs table. Columns of words share the line's width, short ones take what they need."""
+        attr, (_, caption), columns, (_, head), bodies, _ = content
+        rows = [*head, *(row for body in bodies for row in (*body[2], *body[3]))]
+        spec, wide = self.columns(columns, rows)
+        # A long table goes on on the next page; with a caption it may float there first.
+        breaks = len(rows) > (25 if caption else 11) and not self.nested
+        name = ("xltabular" if wide else "longtable") if breaks else ("tabularx" if wide else "tabular")
+        place = "[t]" * (self.nested > 0)
+        parts = [f"\\begin{{{name}}}" + r"{\linewidth}" * wide + f"{place}{{@{{}}{spec}@{{}}}}\n"]
+        title = self.inlines(_flat(caption))
+        if title:
+            title = [r"\caption{", *title, f"}}\\label{{{attr[0]}}}"]
+            parts += [*title, "\\\\\n"] if breaks else []
+        parts.append("\\toprule\n")
+        for number, (row_attr, cells) in enumerate(rows):
+            parts.append("\\midrule\n" if "total" in row_attr[1] else "")
+            for column, cell in enumerate(cells):
+                parts += [" & " if column else "", *(self.inlines(_flat(cell[4])) or ["{}"])]
+            parts.append(" \\\\\n")
+            if number == len(head) - 1:
+                parts.append("\\midrule\n" + "\\endhead\n" * breaks)
+        parts.append(f"\\bottomrule\n\\end{{{name}}}")
+        if breaks:
+            return [_para("{\\small\n", *parts, "}")]
+        if title:
+            return self.wrapped("table", [_para("\\centering\\small\n", *title, "\n", *parts)], "[!htbp]")
+        if self.nested:
+            return [_para("{\\small ", *parts, "}")]
+        return self.wrapped("flushleft", [_para("\\small\n", *parts)])
+
+    def columns(self, columns, rows):
+        """(a LaTeX table's columns, whether some take what the line has left over)."""
+        count = len(columns)
+        cells = [[row[1][i] for row in rows if i < len(row[1])] for i in range(count)]
+        widths = [max(_length(cell[4]) for cell in column) for column in cells]
+        spec = []
+        for (align, _), column in zip(columns, cells):
+            right = align["t"] == "AlignRight" or "right" in column[-1][0][1]
+            spec.append("r" if right else "c" if align["t"] == "AlignCenter" else "l")
+        line = LINE * self.share
+        wide = self.share < 1 or sum(widths) + 2 * count > line
+        if wide:
+            flexible = [i for i, width in enumerate(widths) if width > min(line / count, 28)]
+            for i in flexible or range(count):
+                spec[i] = {"r": "Z", "c": "C", "l": "Y"}[spec[i]]
+        return "".join(spec), wide
+
+    # Within a line
 
     def inlines(self, nodes):
+        """Pandoc's inlines for those of the page."""
         done = []
         for node in nodes:
             kind, content = node["t"], node.get("c")
-            if kind == "Code":
-                (_, classes, attributes), text = content
-                if classes == ["math"]:
-                    display = any(key.endswith("display") and value for key, value in attributes)
-                    mode = {"t": "DisplayMath" if display else "InlineMath"}
-                    node = {"t": "Math", "c": [mode, text.replace("\u2028", " ")]}
-                else:
-                    node = _raw(f"\\code{{{escape(text)}}}")
-            elif kind == "Link":
-                node = self.link(*content)
-            elif kind == "Image":
-                node = self.image(*content)
-            elif kind == "Strikeout":
-                done += [_raw(r"\strikeThrough{"), *self.inlines(content), _raw("}")]
-                continue
-            elif kind in ("Emph", "Strong"):
-                node = {"t": kind, "c": self.inlines(content)}
-            elif kind in ("Span", "Quoted"):
-                node = {"t": kind, "c": [content[0], self.inlines(content[1])]}
+            if kind in ("Emph", "Strong", "Strikeout"):
+                inside = self.inlines(content)
+                done += [{"t": kind, "c": inside}] if inside else []
+            elif kind == "Span":
+                command = next((COMMANDS[name] for name in content[0][1] if name in COMMANDS), None)
+                inside = self.inlines(content[1])
+                done += [_raw(command + "{"), *inside, _raw("}")] if command else inside
+            elif kind == "Code":
+                done.append({"t": kind, "c": [["", [], []], content[1]]})
             elif kind == "Str":
-                node = {"t": kind, "c": printable(content)}
-            elif kind not in ("Space", "SoftBreak", "LineBreak"):
-                raise InputError(f"{self.path}: --latex can't set a {kind}")
-            done.append(node)
+                done += self.word(content)
+            elif kind in ("Space", "SoftBreak", "LineBreak"):
+                # A label that LaTeX sets itself leaves its space behind.
+                done += [node] if done else []
+            elif kind in ("Link", "Image"):
+                done.append(getattr(self, kind.lower())(*content))
+            else:
+                raise InputError(f"{self.answer}: --latex cannot set a {kind}")
         for i, node in enumerate(done):  # no line break within 128 × 128
             if node == {"t": "Str", "c": "×"}:
                 for side in done[max(i - 1, 0) : i + 2]:
@@ -366,251 +356,124 @@ class _Answers:
                         side.update(t="Str", c="\u00a0")
         return done
 
-    def link(self, attributes, text, target):
+    def word(self, text):
+        """A word, which may be broken in the middle if it is very long."""
+        pieces = re.findall(r"[^_-]{1,12}|[_-]", text) if re.search(r"[^_-]{22}", text) else [text]
+        nodes = [{"t": "Str", "c": piece} for piece in pieces]
+        return [part for node in nodes for part in (_raw(r"\allowbreak{}"), node)][1:]
+
+    def link(self, attr, text, target):
+        """A reference to a part of the report, or a link to elsewhere."""
+        (_, classes, _), url, key = attr, target[0], target[0][1:]
+        words = self.inlines(text)
+        if re.match(r"(https?://|mailto:)", url):
+            return {"t": "Link", "c": [["", [], []], words, [url, ""]]}
+        if key in render.QUESTION_NAMES and not words:
+            words = [{"t": "Str", "c": render.QUESTION_NAMES[key].replace(" ", "\u00a0")}]
+        elif key.startswith("eq-") and key not in self.targets:  # its answer was replaced
+            return {"t": "Span", "c": [["", [], []], words or self.word(f"equation\u00a0{key[3:]}")]}
+        elif key not in self.targets:
+            raise InputError(f"{self.answer}: there is no {url} to refer to")
+        if "page" in classes:
+            return _raw(r"\dotfill" * ("leader" in classes) + f"\\pageref{{{key}}}")
+        if not words:
+            return _raw(f"\\cite{{{key}}}" if key.startswith("ref-") else f"\\cref{{{key}}}")
+        return {"t": "Span", "c": [["", [], []], [_raw(f"\\hyperref[{key}]{{"), *words, _raw("}")]]}
+
+    def image(self, attr, alt, target):
+        """A formula, a figure drawn from the record, or a picture that the page holds."""
+        _, classes, data = _attributes(attr)
         url = target[0]
-        if not url.startswith("#"):
-            if re.match(r"(https?://|mailto:)", url):
-                return {"t": "Link", "c": [["", [], []], self.inlines(text), [printable(url), ""]]}
-            return {"t": "Span", "c": [["", [], []], self.inlines(text)]}
-        key = url[1:]
-        if key in CITATIONS:
-            return _raw(f"\\cite{{{CITATIONS[key]}}}")
-        if key.startswith("eq-"):
-            if key[3:] in self.labels:
-                return _raw(f"\\cref{{eq:{key[3:]}}}")
-            # The answer with this formula was replaced.
-            text = text or [{"t": "Str", "c": f"equation\u00a0{key[3:]}"}]
-            return {"t": "Span", "c": [["", [], []], self.inlines(text)]}
-        question = {name: number for name, number, *_ in answers.QUESTIONS}.get(key)
-        label = LABELS.get(key) or (key if question else None)
-        if not label:
-            raise InputError(f"{self.path}: there is no #{key} to refer to")
-        if not text and not question:
-            return _raw(f"\\cref{{{label}}}")
-        text = text or [{"t": "Str", "c": f"Question\u00a0{question}"}]
-        start, end = _raw(f"\\hyperref[{label}]{{"), _raw("}")
-        return {"t": "Span", "c": [["", [], []], [start, *self.inlines(text), end]]}
-
-    def image(self, attributes, alt, target):
-        """A picture beside the answer, as a PNG."""
-        from urllib.parse import unquote
-
-        from PIL import Image
-
-        source = unquote(target[0])
-        answers._picture(self.path, source, "".join(node.get("c", " ") for node in alt))
-        try:
-            with Image.open(self.path.parent / source) as picture:
-                picture = picture.convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError):
-            raise InputError(f"{self.path}: --latex can't show {source}: save it as PNG or JPEG") from None
+        if "formula" in classes:
+            latex = for_latex(self.answer, data["latex"])
+            return {"t": "Math", "c": [{"t": "InlineMath"}, latex.replace("\n", " ")]}
+        if url.startswith("figures/"):
+            return _raw(f"\\includegraphics[max width=\\linewidth]{{{url}}}")
+        kind, _, content = url.removeprefix("data:").partition(";base64,")
+        content = base64.b64decode(content)
+        if kind == "image/svg+xml":
+            raise InputError(f"{self.answer}: {NO_SVG}")
+        if kind not in PICTURES:
+            kind, content = "image/png", _as_png(content)
         self.pictures += 1
-        name = f"answer-{self.pictures}.png"
-        picture.save(self.figures / name)
-        width = min(160, picture.width * 25.4 / 96)  # mm; a page shows 96 pixels an inch
-        width = min(width, 200 * picture.width / picture.height)
-        shown = f"\\includegraphics[width={width / 160:.3f}\\linewidth]{{figures/{name}}}"
-        return _raw(shown if width < 30 else f"\\begin{{center}}\n{shown}\n\\end{{center}}")
-
-    def listing(self, attributes, text):
-        _, classes, pairs = attributes
-        options = []
-        language = LANGUAGES.get(classes[0].lower()) if classes else None
-        if language:
-            options.append(f"language={language}")
-        title = next((value for key, value in pairs if key.endswith("title")), "")
-        if title:
-            options.append(f"caption={{{escape(title).replace('–', '--')}}}")
-        start = f"\\begin{{lstlisting}}[{', '.join(options)}]" if options else "\\begin{lstlisting}[]"
-        try:
-            return f"{start}\n{verbatim(text, 'lstlisting')}\n\\end{{lstlisting}}"
-        except InputError as error:
-            raise InputError(f"{self.path}: {error}") from None
-
-    def table(self, content):
-        """A booktabs table. Columns of words share the line's width, short ones take what they need."""
-        columns = [align["t"] for align, _ in content[2]]
-        head = content[3][1]
-        body = [row for part in content[4] for row in (*part[2], *part[3])]
-        cells = [
-            [[inline for block in cell[4] for inline in block.get("c", [])] for cell in row[1]]
-            for row in (*head, *body)
-        ]
-        widths = [max(_length(row[i]) for row in cells) for i in range(len(columns))]
-        letters = {"AlignRight": "r", "AlignCenter": "c"}
-        spec = [letters.get(align, "l") for align in columns]
-        wide = sum(widths) + 2 * len(widths) > 80
-        if wide:
-            share = 80 / len(widths)
-            flexible = [i for i, width in enumerate(widths) if width > min(share, 28)]
-            flexible = flexible or range(len(widths))
-            for i in flexible:
-                spec[i] = {"r": "Z", "c": "C", "l": "Y"}[spec[i]]
-        breaks = len(body) > 10 and not self.nested  # a long table goes on on the next page
-        name = ("xltabular" if wide else "longtable") if breaks else ("tabularx" if wide else "tabular")
-        start = f"\\begin{{{name}}}" + (r"{\linewidth}" if wide else "") + f"{{@{{}}{''.join(spec)}@{{}}}}"
-
-        def row(of_cells):
-            line = []
-            for cell in of_cells:
-                line += [_raw(" & "), *self.inlines(cell)] if line else self.inlines(cell) or [_raw("{}")]
-            return [*line, _raw(" \\\\\n")]
-
-        around = "" if breaks else "center"
-        inlines = [_raw((f"\\begin{{{around}}}" if around else "{") + f"\\small\n{start}\n\\toprule\n")]
-        for number, of_cells in enumerate(cells):
-            inlines += row(of_cells)
-            if head and number == len(head) - 1:
-                inlines.append(_raw("\\midrule\n" + "\\endhead\n" * breaks))
-        end = f"\\end{{{around}}}" if around else "}"
-        inlines.append(_raw(f"\\bottomrule\n\\end{{{name}}}\n{end}"))
-        return [_para(inlines)]
+        name = f"picture-{self.pictures:03}.{PICTURES[kind]}"
+        (self.figures / name).write_bytes(content)
+        if "width" not in data:
+            return _raw(f"\\includegraphics[max width=\\linewidth]{{figures/{name}}}")
+        side = f"{data['width']}\\linewidth"
+        frame = f",frame={data['frame']} 2pt,margin=0pt 3pt 0pt 0pt" if "frame" in data else ""
+        return _raw(f"\\includegraphics[width={side},height={side},keepaspectratio{frame}]{{figures/{name}}}")
 
 
-def convert_answers(record, folder, figures):
-    """{question id: LaTeX} of all answers; pictures in them go to the folder `figures`."""
-    import pypandoc
+def _as_png(content):
+    """The bytes of a picture as those of a PNG."""
+    import io
 
-    tree, blocks = _Answers(figures), []
-    texts = answers.answer_texts(record, folder)
-    for _, text in texts.values():
-        tree.labels |= {
-            t.info.removeprefix("eq-") for t in answers._tokens(text) if t.type == "math_block_label"
-        }
-    mark = f"% {uuid.uuid4()} "  # parts the answers in what pandoc returns
-    for key, (path, text) in texts.items():
-        page = _markdown(path).render(text, {"path": path})
-        parsed = json.loads(
-            pypandoc.convert_text(page, "json", format="html-auto_identifiers", extra_args=["--sandbox"])
-        )
-        tree.path = path
-        blocks += [_raw(f"{mark}{key}", block=True), *tree.blocks(parsed["blocks"])]
-    parsed["blocks"] = blocks
-    latex = pypandoc.convert_text(
-        json.dumps(parsed), "latex", format="json", extra_args=["--sandbox", "--wrap=auto", "--columns=100"]
-    )
-    pieces = re.split(re.escape(mark) + r"(\w+)\n", latex)
-    return {key: Latex(piece.strip()) for key, piece in zip(pieces[1::2], pieces[2::2])}
+    from PIL import Image
 
-
-# Fonts
-
-
-def _write_fonts(folder, text):
-    """The faces that `text` needs as TrueType or OpenType files, whole, so that the text can be edited.
-
-    They travel with the .tex, so that it looks the same with every TeX Live, and like the other report.
-    -> what the preamble has to know: the files to look for letters in, and the scripts.
-    """
-    from fontTools.ttLib import TTFont
-
-    folder.mkdir()
-    styles = {(400, "normal"): "Regular", (700, "normal"): "Bold", (600, "normal"): "Semibold"}
-    styles |= {(400, "italic"): "Italic", (700, "italic"): "BoldItalic"}
-    always, needed = fonts._families()
-    chosen, _ = fonts.choose_families(text)
-    maths_and_lines = [f for f in needed if f[0] in ("STIX Two Math", fonts.TERMINAL) and f not in chosen]
-    found = {"serif": [], "bold": [], "mono": []}
-    for family, files in [*chosen, *maths_and_lines]:
-        for weight, style, source in files:
-            font = TTFont(source, recalcTimestamp=False)
-            font.flavor = None
-            kind = "otf" if "CFF " in font else "ttf"
-            name = f"{family.replace(' ', '')}-{styles[weight, style]}.{kind}"
-            font.save(folder / name)
-            if (family, files) not in always:
-                spec = f"[fonts/{name}]:mode=node;" + "script=arab;" * ("Arabic" in family)
-                found["bold" if weight == 700 else "serif"].append(spec)
-                if family == fonts.TERMINAL:  # it draws the lines in step with the mono's letters
-                    found["mono"].append(spec)
-    found["bold"] += found["serif"]
-    found["mono"] += found["serif"]
-    for license in sorted(fonts.FOLDER.glob("LICENSE*")):
-        words = license.stem.split("-")[1:3]
-        if list(folder.glob("".join(words) + "*")):
-            shutil.copyfile(license, folder / license.name)
-    return {name: Latex(", ".join(f'"{spec}"' for spec in specs)) for name, specs in found.items()} | {
-        "arabic": bool(re.search(r"[\u0600-\u08ff\ufb50-\ufefe]", text)),
-        "hebrew": bool(re.search(r"[\u0590-\u05ff]", text)),
-        "chinese": bool(re.search(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]", text)),
-    }
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(content)) as picture:
+        picture.convert("RGBA").save(file, "PNG")
+    return file.getvalue()
 
 
 # The whole folder
 
 
-def _environment():
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(render.TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        finalize=escape,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        block_start_string="<%",
-        block_end_string="%>",
-        variable_start_string="<<",
-        variable_end_string=">>",
-        comment_start_string="<#",
-        comment_end_string="#>",
-    )
-    environment.filters.update(answers.FILTERS, terminal=terminal, breakable=breakable, latex=Latex)
-    return environment
-
-
 def _write_figures(folder, record, run):
-    """The figures as PDF, the pictures as they are. -> {kind: entries with the name of their picture}"""
+    """The figures as PDF. -> {name: path from the .tex}"""
     import matplotlib
     from matplotlib import pyplot
 
-    # matplotlib can't embed the CFF font for Chinese as Type 42, which keeps text selectable.
-    kind = 3 if any(letter > "\u2e7f" for letter in render._record_text(record)) else 42
+    # matplotlib cannot embed the CFF font for Chinese as Type 42, which keeps text selectable.
+    kind = 3 if any(letter > "\u2e7f" for letter in "".join(record.data.classes)) else 42
+    drawings = {}
     for name, figure in render.draw_figures(record, run).items():
         with matplotlib.rc_context({"pdf.fonttype": kind}):
             figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
         pyplot.close(figure)
-    pictures = {}
-    for kind in ("examples", "mistakes", "train_samples", "test_samples"):
-        pictures[kind] = []
-        for number, entry in enumerate(record[kind], 1):
-            name = f"{kind.replace('_', '-')}-{number:03}{Path(entry['picture']).suffix}"
-            shutil.copyfile(run / entry["picture"], folder / name)
-            pictures[kind].append(entry | {"name": f"figures/{name}"})
-    return pictures
+        drawings[name] = f"figures/{name}.pdf"
+    return drawings
 
 
-def _fill(folder, record, run, answers_folder):
-    """Write everything but the compiled PDF into the empty `folder`. -> name of the .tex"""
+def write_source(folder, record, run, answers_folder=None):
+    """Write everything but the compiled PDF into the empty `folder`. -> the .tex, a path
+
+    InputError, with the name of the answer, for what LaTeX cannot take.
+    """
     (folder / "figures").mkdir()
-    pictures = _write_figures(folder / "figures", record, run)
-    name = f"{record['student']['id']}_Lab8_Homework"
-    environment = _environment()
-    log = (run / "training.log").read_text(encoding="utf-8")
-    content = {
-        **answers.lookups(record),
-        **pictures,
-        "record": record,
-        "arrays": render._arrays(run / record["arrays"]),
-        "settings": render.setting_columns(record["recipe"]["values"]),
-        "log": render.log_pieces(log, record["training"]["history"]),
-        "questions": answers.QUESTIONS,
-        "answers": convert_answers(record, answers_folder, folder / "figures"),
-    }
-    body = environment.get_template("report.tex.j2").render(content, preamble="")
-    # listings must be told of every letter beyond Latin-1, or it sets it in the wrong place.
-    code = "".join(re.findall(r"\\begin\{lstlisting\}.*?\\end\{lstlisting\}", body, re.DOTALL))
-    preamble = environment.get_template("preamble.tex.j2").render(
-        record=record,
-        fonts=_write_fonts(folder / "fonts", body),
-        letters=Latex("".join(sorted({letter for letter in code if ord(letter) > 255}))),
-        strike=r"\strikeThrough" in body,
-        argmax=r"\argm" in body,
-    )
-    text = environment.get_template("report.tex.j2").render(content, preamble=Latex(preamble))
+    drawings = _write_figures(folder / "figures", record, run)
+    page = render.fill_page(record, run, answers_folder, drawings)
+    render.number(page, render.QUESTION_NAMES)  # refuses a reference to nothing
+    known = fonts.write_latex_fonts(folder / "fonts", render.plain_text(page))
+    text = convert(page, folder / "figures", known)
+    name = f"{record.student.id}_Lab8_Homework"
     (folder / f"{name}.tex").write_text(text, encoding="utf-8")
-    for file in ("references.bib", "latexmkrc"):
-        shutil.copyfile(render.TEMPLATES / file, folder / file)
-    return name
+    shutil.copyfile(render.TEMPLATES / "latexmkrc", folder / "latexmkrc")
+    return folder / f"{name}.tex"
+
+
+def convert(page, figures, known):
+    """The page as the text of the .tex; `known`: what the template has to know of the fonts.
+
+    The pictures within the page are written to the folder `figures`. InputError as `write_source`.
+    """
+    import pypandoc
+
+    read = {"format": "html-auto_identifiers", "extra_args": ["--sandbox"]}
+    tree = json.loads(pypandoc.convert_text(printable(page), "json", **read))
+    body = Body(figures, set(re.findall(r' id="([\w-]+)"', page)))
+    tree["blocks"] = body.blocks(tree["blocks"])
+    # listings must be told of every letter beyond Latin-1, or it sets it in the wrong place.
+    letters = "".join(sorted({letter for letter in body.listed if ord(letter) > 255}))
+    known = known | {"letters": letters, "strike": "x" * ('"t": "Strikeout"' in json.dumps(tree["blocks"]))}
+    tree["meta"] |= {
+        key: {"t": "MetaInlines", "c": [_raw(value)] if value else []} for key, value in known.items()
+    }
+    # Without "smart" it keeps dashes and quotation marks as they are, where it would write ligatures.
+    write = ["--sandbox", "--wrap=auto", "--columns=100", f"--template={TEMPLATE}"]
+    text = pypandoc.convert_text(json.dumps(tree), "latex-smart", format="json", extra_args=write)
+    return re.sub(rf"\s*{JOIN}\s*", "\n", text)
 
 
 def _compile(folder, name, date):
@@ -618,35 +481,25 @@ def _compile(folder, name, date):
     if not shutil.which("latexmk"):
         return "latexmk is not installed: the .tex was not compiled"
     kept = {path.name for path in folder.iterdir()}
-    cache = tempfile.TemporaryDirectory(prefix="report-fonts-")
-    environment = os.environ | {
-        "TEXMFCACHE": cache.name,  # two compilers at once would rewrite each other's fonts
-        # TeX may read and write below this folder only.
-        "openin_any": "p",
-        "openout_any": "p",
-        "SOURCE_DATE_EPOCH": str(int(datetime.fromisoformat(date).timestamp())),
-        "FORCE_SOURCE_DATE": "1",
-    }
-    try:
-        process = subprocess.run(
-            ["latexmk", "-norc", "-r", "latexmkrc", f"{name}.tex"],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=COMPILE_SECONDS,
-        )
-        failed = process.returncode != 0
-    except subprocess.TimeoutExpired:
-        failed = True
-    finally:
-        cache.cleanup()
+    failed = True
+    with (
+        tempfile.TemporaryDirectory(prefix="report-fonts-") as cache,
+        contextlib.suppress(subprocess.TimeoutExpired),
+    ):
+        environment = os.environ | {
+            "TEXMFCACHE": cache,  # two compilers at once would rewrite each other's fonts
+            # TeX may read and write below this folder only.
+            "openin_any": "p",
+            "openout_any": "p",
+            "SOURCE_DATE_EPOCH": str(int(datetime.fromisoformat(date).timestamp())),
+            "FORCE_SOURCE_DATE": "1",
+        }
+        command = ["latexmk", "-norc", "-r", "latexmkrc", f"{name}.tex"]
+        settings = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": COMPILE_SECONDS}
+        failed = subprocess.run(command, cwd=folder, env=environment, **settings).returncode != 0
     log = folder / f"{name}.log"
     said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    if not failed:
-        kept.add(f"{name}.pdf")
-    elif log.is_file():
-        kept.add(log.name)
+    kept.add(log.name if failed else f"{name}.pdf")
     for path in folder.iterdir():
         if path.name not in kept:
             path.unlink()
@@ -668,7 +521,7 @@ def write_latex(record, run, folder, answers_folder=None):
     folder = Path(folder)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        name = _fill(new, record, run, answers_folder)
+        name = write_source(new, record, run, answers_folder).stem
         message = _compile(new, name, render.document_date(record))
         new.chmod(0o755)
         if folder.exists():

@@ -15,9 +15,9 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
-from bundle import bundle_names, notebook_name
-from recipe import InputError
-from record import sha256, write_whole
+from lab.bundle import bundle_names, notebook_name
+from lab.errors import InputError
+from lab.files import place, sha256, write_whole
 from report.submission import assemble_cells, assemble_submission
 
 PACKAGES = ("jupytext", "nbclient", "ipykernel")
@@ -32,7 +32,7 @@ def check_notebook():
 
 def check_finished(record, folder):
     """InputError unless the bundle in `folder` is still the one that its record describes."""
-    _, code, weights = bundle_names(record["student"]["id"])
+    _, code, weights = bundle_names(record.student.id)
     again = "run again with --force"
     for path in (folder / code, folder / weights, folder / "run" / "dataset_split"):
         if not path.exists():
@@ -42,7 +42,7 @@ def check_finished(record, folder):
             f"{folder / code} was changed, or written by another version, and a notebook would hold other "
             f"code: {again}"
         )
-    if sha256(folder / weights) != record["files"][weights]:
+    if sha256(folder / weights) != record.files[weights]:
         raise InputError(f"{folder / weights} is not the file in run/record.json: {again}")
 
 
@@ -53,7 +53,7 @@ def write_notebook(record, folder, tick=lambda: None):
     """
     import nbformat
 
-    path = folder / notebook_name(record["student"]["id"])
+    path = folder / notebook_name(record.student.id)
     text = assemble_cells(record, (folder / "run" / "training.log").read_text(encoding="utf-8"))
     notebook, message, begun = read_cells(text), None, []
     try:
@@ -91,14 +91,12 @@ def _run(notebook, record, folder, scratch, begin, tick):
     from jupyter_client.kernelspec import KernelSpecManager
     from nbclient import NotebookClient
 
-    from data import place
-
     desk = scratch / "desk"
     shutil.copytree(folder / "run" / "dataset_split", desk / "dataset", copy_function=place)
-    weights = bundle_names(record["student"]["id"])[2]
+    weights = bundle_names(record.student.id)[2]
     shutil.copyfile(folder / weights, desk / weights)
     environment = os.environ | {"IPYTHONDIR": str(scratch), "JUPYTER_RUNTIME_DIR": str(scratch)}
-    if record["machine"]["device"] != "cuda":  # the code takes a GPU where there is one
+    if record.machine.device != "cuda":  # the code takes a GPU where there is one
         environment["CUDA_VISIBLE_DEVICES"] = ""
     logging.getLogger("traitlets").setLevel(logging.CRITICAL)  # what went wrong is said in one line
     manager = AsyncKernelManager(

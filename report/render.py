@@ -15,11 +15,12 @@ from pathlib import Path
 
 import jinja2
 
-from recipe import InputError
+from lab.errors import InputError
 from report import answers, fonts
 from report.source import ROOT, recipe_groups
 
 TEMPLATES = ROOT / "templates"
+QUESTION_NAMES = {key: f"Question {number}" for key, number, _ in answers.QUESTIONS}
 
 INSTALL_PANGO = {
     "debian": "sudo apt-get install -y libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0",
@@ -38,12 +39,8 @@ def install_hint(system, os_release=""):
         for line in os_release.splitlines()
         if line.startswith(("ID=", "ID_LIKE="))
     ).split()
-    for name, family in (
-        ("debian", "debian"),
-        ("ubuntu", "debian"),
-        ("fedora", "fedora"),
-        ("rhel", "fedora"),
-    ):
+    families = {"debian": "debian", "ubuntu": "debian", "fedora": "fedora", "rhel": "fedora"}
+    for name, family in families.items():
         if name in likes:
             return INSTALL_PANGO[family]
     return f"{INSTALL_PANGO['debian']} (Debian, Ubuntu) or {INSTALL_PANGO['fedora']} (Fedora)"
@@ -74,7 +71,7 @@ def log_pieces(text, history):
     n = len(epochs)
     if n <= 4:
         return [("\n".join(epochs), None)]
-    best = 1 + max(range(n), key=lambda i: history[i]["test_accuracy"]) if len(history) == n else n
+    best = 1 + max(range(n), key=lambda i: history[i].test_accuracy) if len(history) == n else n
     pieces, shown = [], 0
     for epoch in sorted({1, best, n}):
         if epoch > shown + 1:
@@ -90,7 +87,7 @@ def log_pieces(text, history):
 
 
 def setting_columns(values, columns=3):
-    """Hyperparameters for a table: [[(heading, [(name, value)])] of a column], any new one included."""
+    """{name: value} of the hyperparameters as columns of a table, each [(heading, [(name, value)])]."""
     groups = {heading: [n for n in names if n in values] for heading, names in recipe_groups().items()}
     known = {name for names in groups.values() for name in names}
     groups["Others"] = [name for name in values if name not in known]
@@ -140,52 +137,62 @@ def number(page, names):
     return re.sub(r'<a href="#([\w-]+)"></a>', reference, page)
 
 
-def _data_url(path, kind):
-    try:
-        return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    except OSError as error:
-        raise InputError(f"can't read {path}: {error.strerror}; run again with --force") from None
+def data_url(content, kind):
+    """Bytes as a URL that holds them, so that a page needs no other file."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _arrays(path):
+def read_arrays(record, run):
+    """{name: array} of what the figures on the inside of the model are drawn from.
+
+    InputError if the file in the run folder is gone or damaged.
+    """
     import numpy as np
 
+    path = run / record.shown.arrays
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except (OSError, ValueError) as error:
-        raise InputError(f"can't read {path} ({error}): run again with --force") from None
+        raise InputError(f"cannot read {path} ({error}): run again with --force") from None
+
+
+def _read_pictures(entries, run):
+    """[(entry, URL of its picture)] of samples or predictions."""
+    pictures = []
+    for entry in entries:
+        path = run / entry.picture
+        try:
+            pictures.append((entry, data_url(path.read_bytes(), "image/jpeg")))
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}; run again with --force") from None
+    return pictures
 
 
 def document_date(record):
     """When the report counts as made: the record's date, or SOURCE_DATE_EPOCH. The same, the same bytes."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     if not epoch:
-        return record["date"]
+        return record.date
     try:
         return datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc).isoformat()
     except (ValueError, OverflowError, OSError):
-        raise InputError(f"SOURCE_DATE_EPOCH={epoch!r} is no number of seconds: unset it") from None
-
-
-def _record_text(record):
-    """What a figure may have to set: names from the user's data."""
-    return "".join(record["data"]["classes"])
+        raise InputError(f"SOURCE_DATE_EPOCH={epoch!r} is not a number of seconds: unset it") from None
 
 
 def draw_figures(record, run):
     """{name: matplotlib figure} of all figures of the report that are drawn from the record."""
     from report import figures
 
-    figures.use_report_type(_record_text(record))
-    results, data = record["results"], record["data"]
-    arrays = _arrays(run / record["arrays"])
+    figures.use_report_type("".join(record.data.classes))
+    results, found = record.results, record.findings
+    arrays = read_arrays(record, run)
     drawn = {
-        "counts": figures.draw_counts(data["counts"]),
-        "curves": figures.draw_history(record["training"]["history"], results["baseline"]),
-        "confusion": figures.draw_confusion_matrix(results["confusion_matrix"], data["classes"]),
-        "calibration": figures.draw_calibration(results["calibration"]),
-        "rollout": figures.draw_rollout(arrays["pictures"], arrays["rollout"], record["rollouts"]),
+        "counts": figures.draw_counts(record.data.counts),
+        "curves": figures.draw_history(record.training.history, results.baseline),
+        "confusion": figures.draw_confusion_matrix(results.confusion_matrix, record.data.classes),
+        "calibration": figures.draw_calibration(results.calibration),
+        "rollout": figures.draw_rollout(arrays["pictures"], arrays["rollout"], record.shown.rollouts),
         "distance": figures.draw_distance(arrays["distance"], float(arrays["even_distance"])),
         "heads": figures.draw_heads(
             arrays["pictures"][0], arrays["maps"], arrays["map_blocks"], arrays["map_heads"]
@@ -193,15 +200,18 @@ def draw_figures(record, run):
         "positions": figures.draw_positions(arrays["similarity"], arrays["rows"], arrays["columns"]),
         "filters": figures.draw_filters(arrays["filters"]),
     }
-    if record["findings"]["diary"]:
-        drawn["diary"] = figures.draw_diary(record["findings"]["diary"])
-    if record["findings"]["comparison"]:
-        drawn["shares"] = figures.draw_shares(record["findings"]["comparison"])
+    if found.diary:
+        drawn["diary"] = figures.draw_diary(found.diary)
+    if found.comparison:
+        drawn["shares"] = figures.draw_shares(found.comparison)
     return drawn
 
 
-def render_html(record, run, answers_folder=None):
-    """The report as one HTML page that needs no other file. `run` is the run folder."""
+def fill_page(record, run, answers_folder, drawings):
+    """The report as a page whose labels and references are still to be numbered.
+
+    `run` is the run folder; `drawings` are the URLs of the figures, by the names of `draw_figures`.
+    """
     from report import figures
 
     environment = jinja2.Environment(
@@ -212,40 +222,42 @@ def render_html(record, run, answers_folder=None):
         lstrip_blocks=True,
     )
     environment.filters.update(answers.FILTERS)
-
-    def drawing(figure):
-        svg = figures.as_svg(figure).encode()
-        return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-
-    def pictures(kind):
-        return [e | {"url": _data_url(run / e["picture"], "image/jpeg")} for e in record[kind]]
-
-    history = record["training"]["history"]
-    page = environment.get_template("report.html.j2").render(
+    log = (run / "training.log").read_text(encoding="utf-8")
+    shown = record.shown
+    return environment.get_template("report.html.j2").render(
         answers.lookups(record),
         record=record,
         document_date=document_date(record),
-        examples=pictures("examples"),
-        mistakes=pictures("mistakes"),
-        samples={"train": pictures("train_samples"), "test": pictures("test_samples")},
+        examples=_read_pictures(shown.examples, run),
+        mistakes=_read_pictures(shown.mistakes, run),
+        train_samples=_read_pictures(shown.train_samples, run),
+        test_samples=_read_pictures(shown.test_samples, run),
         questions=answers.QUESTIONS,
         answers=answers.render_answers(record, answers_folder),
-        log=log_pieces((run / "training.log").read_text(encoding="utf-8"), history),
-        settings=setting_columns(record["recipe"]["values"]),
-        arrays=_arrays(run / record["arrays"]),
+        log=log_pieces(log, record.training.history),
+        settings=setting_columns(record.recipe.values.as_dict()),
+        arrays=read_arrays(record, run),
         changed_to=answers.changed_to,
         network=answers.NETWORKS,
-        matrix_words=figures.confusion_words(
-            record["results"]["confusion_matrix"], record["data"]["classes"]
-        ),
-        distance_words=figures.distance_words(record["attention"]),
-        drawings={name: drawing(figure) for name, figure in draw_figures(record, run).items()},
+        matrix_words=figures.confusion_words(record.results.confusion_matrix, record.data.classes),
+        distance_words=figures.distance_words(shown.attention),
+        drawings=drawings,
     )
-    page = number(page, {key: f"Question {n}" for key, n, *_ in answers.QUESTIONS})
-    return page.replace("/* fonts */", fonts.font_css(_plain_text(page)), 1)
 
 
-def _plain_text(page):
+def render_html(record, run, answers_folder=None):
+    """The report as one HTML page that needs no other file. `run` is the run folder."""
+    from report import figures
+
+    drawings = {
+        name: data_url(figures.as_svg(figure).encode(), "image/svg+xml")
+        for name, figure in draw_figures(record, run).items()
+    }
+    page = number(fill_page(record, run, answers_folder, drawings), QUESTION_NAMES)
+    return page.replace("/* fonts */", fonts.font_css(plain_text(page)), 1)
+
+
+def plain_text(page):
     """The text that a page sets: no tags, no data."""
     return html.unescape(re.sub(r"<style.*?</style>|<[^>]*>", "", page, flags=re.DOTALL))
 

@@ -1,17 +1,33 @@
 """The submitted code in the order of the assignment's six steps, from the project's source: one template
 for the `.py` and the notebook."""
 
+import json
+import textwrap
+from functools import lru_cache
+
 import jinja2
 
-from report.source import ROOT, piece
+from report.source import ROOT, piece, recipe_groups
+
+WIDTH = 110  # letters a line, as in the project's source
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def _call(name, values):
-    """`name(key=value, ...)`, one argument a line."""
-    return f"{name}(\n" + "".join(f"    {key}={value!r},\n" for key, value in values.items()) + ")"
+def _settings(recipe):
+    """The hyperparameters as Python code: a comment for each group, as many as fit on a line."""
+    values = recipe.as_dict()
+    lines = []
+    for heading, names in recipe_groups().items():
+        words = ", ".join(
+            f"{name}={json.dumps(values[name]) if isinstance(values[name], str) else values[name]}"
+            for name in names
+        )
+        lines += [f"# {heading}", *textwrap.wrap(f"{words},", WIDTH - 4, break_long_words=False)]
+    return "SimpleNamespace(\n" + textwrap.indent("\n".join(lines), "    ") + "\n)"
 
 
-def _fill(record, **more):
+@lru_cache
+def _template():
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ROOT / "templates"),
         undefined=jinja2.StrictUndefined,
@@ -20,11 +36,18 @@ def _fill(record, **more):
         keep_trailing_newline=True,
     )
     environment.globals.update(
-        source=lambda file, *names: "\n\n\n".join(piece(file, name) for name in names),
+        source=lambda file, *names: "\n\n".join(piece(file, name) for name in names),
         constants=lambda file, *names: "\n".join(piece(file, name) for name in names),
     )
-    return environment.get_template("submission.py.j2").render(
-        id=record["student"]["id"], settings=_call("SimpleNamespace", record["recipe"]["values"]), **more
+    return environment.get_template("submission.py.j2")
+
+
+def _fill(record, **more):
+    return _template().render(
+        id=record.student.id,
+        settings=_settings(record.recipe.values),
+        precision=DTYPES[record.machine.precision],
+        **more,
     )
 
 
@@ -40,8 +63,8 @@ def assemble_cells(record, log):
     return _fill(
         record,
         notebook=True,
-        demonstration=record["data"]["demonstration"],
-        date=record["date"][:10],
+        demonstration=record.data.demonstration,
+        date=record.date[:10],
         log=lines,
         last_epoch=lines[last:],
     )

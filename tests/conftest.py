@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -8,19 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import run
+from lab.record import read_record
+
 ROOT = Path(__file__).parent.parent
 NEU_SIZES = {"crazing": 10, "inclusion": 10, "patches": 10}
 
 # A model that trains in a second, for tests of everything around it.
-TINY = [
-    "image_size=32",
-    "patch_size=8",
-    "dim=32",
-    "depth=2",
-    "heads=2",
-    "dim_head=16",
-    "mlp_dim=64",
-]
+TINY = ["image_size=32", "patch_size=8", "dim=32", "depth=2", "heads=2", "dim_head=16", "mlp_dim=64"]
 TINY += ["epochs=6", "batch_size=8", "warmup_epochs=1", "learning_rate=2e-3", "transpose=false"]
 TINY_SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 TINY_ARGS = [*TINY_SETTINGS, "--no-verify"]  # that takes longer than such a run; test_verification.py
@@ -57,6 +53,18 @@ def images(tmp_path):
     return make_folder(tmp_path / "images", NEU_SIZES)
 
 
+@pytest.fixture
+def one_thread(monkeypatch):
+    """Threads on models so small only wait for each other, and long where another process has a core."""
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes that the test starts
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def neu_zip():
     """The real data set, where NEU_CLS_ZIP names it."""
@@ -66,21 +74,46 @@ def neu_zip():
     return Path(path)
 
 
-def run_program(*args, cwd):
+def run_program(*args, cwd, **environment):
     """A program in a process of its own, as a user starts it."""
     return subprocess.run(
-        [sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, *map(str, args)],
+        cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def call(*args):
+    """The exit code of run.py with these arguments, in this process."""
+    return run.main([str(arg) for arg in args])
+
+
+def refused(capsys, *args):
+    """The one line that a refused call prints; exit code 2."""
+    assert call(*args) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("run.py: ")
+    assert said.count("\n") == 1
+    return said
 
 
 class Bundle:
-    def __init__(self, home, student_id):
+    def __init__(self, home, student_id="0812345"):
         self.home = home
         self.folder = home / "outputs" / student_id
         self.run = self.folder / "run"
         self.pdf, self.code, self.weights = (
             self.folder / f"{student_id}_Lab8_Homework.{kind}" for kind in ("pdf", "py", "pth")
         )
+        self.args = ["--student-id", student_id, "--output-dir", self.folder.parent]  # of a call for it
+
+    @property
+    def record(self):
+        return read_record(self.run / "record.json")
+
+    def copy_to(self, home):
+        """A copy of this bundle, to change."""
+        shutil.copytree(self.folder, home / "outputs" / self.folder.name)
+        return Bundle(home, self.folder.name)
 
 
 @pytest.fixture(scope="session")
@@ -88,10 +121,15 @@ def bundle(tmp_path_factory):
     """A finished bundle of a tiny run on a zip, with the process that made it."""
     home = tmp_path_factory.mktemp("home folder ä")  # a space and an umlaut, as users have
     zip_folder(make_folder(home / "images", NEU_SIZES), home / "dataset.zip")
-    process = run_program(
-        ROOT / "run.py", "--student-id", "0812345", "--name", "Lin Mei <b>", *TINY_SETTINGS, cwd=home
-    )
+    args = ["--student-id", "0812345", "--name", "Lin Mei <b>", *TINY_SETTINGS]
+    process = run_program(ROOT / "run.py", *args, cwd=home)
     assert process.returncode == 0, process.stderr
-    made = Bundle(home, "0812345")
+    made = Bundle(home)
     made.process = process
     return made
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    """A copy of the finished bundle, to change."""
+    return bundle.copy_to(tmp_path)

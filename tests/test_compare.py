@@ -1,5 +1,6 @@
 """ViT against CNN: the same images for all, nothing counted twice, nothing claimed beyond the noise."""
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -7,12 +8,17 @@ import pytest
 import torch
 from conftest import NEU_SIZES, TINY, make_folder, zip_folder
 
-import compare
 import data
-import machine
 import train
-from recipe import load_recipe, parse_setting
+from lab import machine
+from lab.recipe import load_recipe, parse_setting
+from lab.record import Machine, SplitFacts, as_json
+from study import cnn, compare
+from study.__main__ import main
+from study.results import Images, read_results
+from study.runs import Where
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = [setting.replace("epochs=6", "epochs=2") for setting in TINY]
 
 
@@ -27,15 +33,15 @@ def parameters(model):
 @pytest.fixture
 def images(tmp_path):
     folder = make_folder(tmp_path / "d", {"a": 40, "b": 20, "c": 3})
-    return data.load_data(folder, tmp_path / "split", tiny())
+    return data.load_data(folder, tmp_path / "split", tiny())[:2]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", compare.MODELS)
+@pytest.mark.parametrize("name", cnn.MAKERS)
 def test_every_network_takes_the_recipes_images_and_gives_logits_of_its_seed(name, channels):
     batch = torch.rand(2, channels, 32, 32)
     first, second, other = (
-        compare.MODELS[name](tiny(channels=channels, seed=seed), 5).eval()(batch) for seed in (0, 0, 1)
+        cnn.MAKERS[name](tiny(channels=channels, seed=seed), 5).eval()(batch) for seed in (0, 0, 1)
     )
     assert first.shape == (2, 5)
     assert torch.equal(first, second)
@@ -44,10 +50,10 @@ def test_every_network_takes_the_recipes_images_and_gives_logits_of_its_seed(nam
 
 def test_the_small_cnn_is_of_the_default_vits_size():
     recipe = load_recipe("default")
-    vit, cnn = train.make_model(recipe, 6), compare.make_cnn(recipe, 6)
-    assert parameters(cnn) == pytest.approx(parameters(vit), rel=0.1)
+    vit, small = train.make_model(recipe, 6), cnn.make_cnn(recipe, 6)
+    assert parameters(small) == pytest.approx(parameters(vit), rel=0.1)
     shape = (recipe.channels, recipe.image_size, recipe.image_size)
-    ratio = compare.count_mult_adds(cnn, shape) / compare.count_mult_adds(vit, shape)
+    ratio = compare.count_mult_adds(small, shape) / compare.count_mult_adds(vit, shape)
     assert 0.75 < ratio < 1.33
 
 
@@ -57,7 +63,7 @@ def test_the_residual_blocks_are_torchvisions():
     from torchvision.models import resnet18
 
     theirs = resnet18(num_classes=7).eval()
-    ours = compare.CNN(num_classes=7, channels=3, widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2)).eval()
+    ours = cnn.CNN(num_classes=7, channels=3, widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2)).eval()
     state = dict(zip(ours.state_dict(), theirs.state_dict().values()))
     ours.load_state_dict(state)
     batch = torch.randn(2, 3, 64, 64)
@@ -66,7 +72,7 @@ def test_the_residual_blocks_are_torchvisions():
 
 def test_mult_adds_and_parameters_of_resnet18_are_the_published_ones():
     """torchvision's page of ResNet18_Weights: 11689512 parameters, 1.81 GFLOPS (multiply-adds)."""
-    model = compare.make_resnet18(load_recipe("default", [("channels", 3)]), 1000)
+    model = cnn.make_resnet18(load_recipe("default", [("channels", 3)]), 1000)
     assert parameters(model) == 11_689_512
     assert compare.count_mult_adds(model, (3, 224, 224)) == pytest.approx(1.81e9, rel=0.005)
 
@@ -82,8 +88,9 @@ def test_mult_adds_of_the_vit_count_attention_too():
 
 def test_every_weight_of_the_cnns_is_trained_and_only_matrices_and_kernels_decay():
     for name in ("cnn", "resnet18"):
-        model = compare.MODELS[name](tiny(), 3)
-        decayed, plain = compare.make_cnn_optimizer(model, tiny()).param_groups
+        model = cnn.MAKERS[name](tiny(), 3)
+        (optimizer,) = cnn.make_cnn_optimizers(model, tiny())
+        decayed, plain = optimizer.param_groups
         assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
         layers = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
         assert {id(m.weight) for m in layers} == {id(p) for p in decayed["params"]}
@@ -92,7 +99,8 @@ def test_every_weight_of_the_cnns_is_trained_and_only_matrices_and_kernels_decay
 
 
 def test_shares_are_nested_stratified_and_hold_no_test_image(images):
-    parts = {percent: compare.share_of(images.train, percent, seed=0) for percent in (1, 10, 25, 50, 100)}
+    train, test = images
+    parts = {percent: compare.share_of(train, percent, seed=0) for percent in (1, 10, 25, 50, 100)}
     for small, large in zip((1, 10, 25, 50), (10, 25, 50, 100)):
         assert set(parts[small].files) < set(parts[large].files) or parts[small].files == parts[large].files
     # 28, 14 and 2 training images; at least one of each class
@@ -100,17 +108,16 @@ def test_shares_are_nested_stratified_and_hold_no_test_image(images):
     assert counts[1] == {"a": 1, "b": 1, "c": 1}
     assert counts[25] == {"a": 7, "b": 4, "c": 1}
     assert counts[50] == {"a": 14, "b": 7, "c": 1}
-    assert parts[100].files == images.train.files
-    assert torch.equal(parts[100].images, images.train.images)
+    assert parts[100].files == train.files
     for part in parts.values():
         assert len(set(part.files)) == len(part.files)
-        assert not set(part.files) & set(images.test.files)
-        for file, label, pixels in zip(part.files, part.labels, part.images):
-            row = images.train.files.index(file)
-            assert label == images.train.labels[row]
-            assert torch.equal(pixels, images.train.images[row])
-    assert compare.share_of(images.train, 25, seed=0).files == parts[25].files
-    assert compare.share_of(images.train, 25, seed=1).files != parts[25].files
+        assert not set(part.files) & set(test.files)
+        for i, file in enumerate(part.files):
+            (pixels, label), (whole, number) = part[i], train[train.files.index(file)]
+            assert label == number
+            assert torch.equal(pixels, whole)
+    assert compare.share_of(train, 25, seed=0).files == parts[25].files
+    assert compare.share_of(train, 25, seed=1).files != parts[25].files
 
 
 def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys):
@@ -118,9 +125,9 @@ def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys):
     recipe = tmp_path / "tiny.toml"
     recipe.write_text("\n".join(SETTINGS))
     output = tmp_path / "o.json"
-    args = ["--data", str(zip_path), "--recipe", str(recipe), "--output", str(output)]
+    args = ["compare", "--data", str(zip_path), "--recipe", str(recipe), "--output", str(output)]
     args += ["--seeds", "0", "--shares", "50", "100", "--models", "vit", "cnn", "--jobs", "2"]
-    assert compare.main(args) == 0
+    assert main(args) == 0
     record = json.loads(output.read_text())
     assert len(record["rows"]) == 4
     assert str(tmp_path) not in output.read_text()
@@ -141,12 +148,12 @@ def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys):
     del record["rows"]["cnn | 50 % | seed 0"]
     record["rows"]["vit | 50 % | seed 0"]["errors"] = 77  # would show if it were run again
     output.write_text(json.dumps(record))
-    assert compare.main(args) == 0
+    assert main(args) == 0
     again = json.loads(output.read_text())["rows"]
     assert again["vit | 50 % | seed 0"]["errors"] == 77
     assert again["cnn | 50 % | seed 0"]["train_images"] == 12
 
-    assert compare.main([*args, "--epochs", "3"]) == 2
+    assert main([*args, "--epochs", "3"]) == 2
     said = capsys.readouterr().err
     assert "another recipe, data or folds" in said
     assert said.count("\n") == 1
@@ -155,50 +162,56 @@ def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys):
 
 def test_a_network_that_cannot_be_trained_is_a_row_that_says_so(tmp_path):
     folder = make_folder(tmp_path / "d", {"a": 13, "b": 12})  # 9 + 8 images: the last batch has one
-    row = compare.one_run(str(folder), tiny(), "resnet18", 100, torch.get_num_threads())
-    assert "more than 1 value per channel" in row["failed"]
-    table = compare.summary(record_of({"x": row | {"date": "2026-01-01"}}))["rows"]
-    assert (table[0]["runs"], table[0]["failed"], table[0]["accuracy"]) == (0, 1, None)
+    row = compare.run_one(Where(str(folder)), tiny(), "resnet18", 100)
+    assert "more than 1 value per channel" in row.failed
+    table = compare.summary(results_of({"x": dataclasses.replace(row, date="2026-01-01")})).rows
+    assert (table[0].runs, table[0].failed, table[0].accuracy) == (0, 1, None)
 
 
-def record_of(rows):
-    return json.loads(json.dumps({"rows": rows, "recipe": {}, "data": {}, "machine": {}}))
+MACHINE = Machine("Linux", "3.11", "AMD EPYC", 2, 1, "cpu", None, {})
+IMAGES = Images("steel.zip", [], {}, SplitFacts(70, 42), "a")
 
 
-def rows_of(name, accuracies, seconds, share=100):
+def results_of(rows, recipe=None, images=IMAGES):
+    return compare.ComparisonResults(machine=MACHINE, data=images, recipe=recipe or {}, rows=rows)
+
+
+def rows_of(name, accuracies, seconds, share=100, train_images=10):
     return {
-        f"{name} | {share} % | seed {seed}": {
-            "model": name,
-            "share": share,
-            "seed": seed,
-            "date": f"2026-01-0{1 + seed}",
-            "accuracy": accuracy,
-            "train_images": 10,
-            "parameters": 5,
-            "mult_adds": 7,
-            "seconds": seconds,
-            "train_rate": 2.0,
-            "inference_rate": 3.0 + seed,
-            "history": [
-                {"seconds": seconds / 2, "accuracy": accuracy / 2},
-                {"seconds": seconds, "accuracy": accuracy},
+        f"{name} | {share} % | seed {seed}": compare.ComparisonRun(
+            model=name,
+            share=share,
+            seed=seed,
+            threads=1,
+            date=f"2026-01-0{1 + seed}",
+            accuracy=accuracy,
+            train_images=train_images,
+            parameters=5,
+            mult_adds=7,
+            seconds=seconds,
+            train_rate=2.0,
+            inference_rate=3.0 + seed,
+            history=[
+                compare.Moment(1, seconds / 2, 0.5, 0.5, accuracy / 2),
+                compare.Moment(2, seconds, 0.5, 0.5, accuracy),
             ],
-        }
+        )
         for seed, accuracy in accuracies.items()
     }
 
 
-def test_summary_is_the_hand_count():
+def test_summary_is_the_hand_count(tmp_path):
     rows = rows_of("cnn", {0: 0.90, 1: 0.91, 2: 0.95, 5: 0.10}, seconds=60)
     rows |= rows_of("resnet18", {0: 0.70, 1: 0.68, 2: 0.69}, seconds=300)
     rows |= rows_of("vit", {0: 0.92, 1: 0.90, 2: 0.94}, seconds=40)
     rows |= rows_of("vit", {0: 0.5}, seconds=4, share=10)
     rows |= rows_of("cnn", {0: 0.4}, seconds=4, share=10)
-    summary = compare.summary(record_of(rows))
-    assert json.loads(json.dumps(summary)) == summary
-    assert summary["date"] == "2026-01-06"
-    table = summary["rows"]
-    assert [(row["model"], row["share"]) for row in table] == [
+    (tmp_path / "c.json").write_text(as_json(results_of(rows)))
+    summary = compare.summary(read_results(tmp_path / "c.json", compare.ComparisonResults))
+    assert summary == compare.summary(results_of(rows))
+    assert summary.date == "2026-01-06"
+    table = summary.rows
+    assert [(row.model, row.share) for row in table] == [
         ("vit", 100),
         ("cnn", 100),
         ("resnet18", 100),
@@ -206,28 +219,28 @@ def test_summary_is_the_hand_count():
         ("cnn", 10),
     ]
     vit, cnn, resnet, _, few = table
-    assert (vit["runs"], vit["pairs"], vit["difference"], vit["within_noise"]) == (3, 0, None, None)
-    assert vit["accuracy"] == pytest.approx(0.92)
-    assert vit["sd"] == pytest.approx(0.02)
-    assert vit["inference_rate"] == pytest.approx(4)
+    assert (vit.runs, vit.pairs, vit.difference, vit.within_noise) == (3, 0, None, None)
+    assert vit.accuracy == pytest.approx(0.92)
+    assert vit.sd == pytest.approx(0.02)
+    assert vit.inference_rate == pytest.approx(4)
     # Paired over seeds 0, 1, 2: +2, -1, -1 points; seed 5 has no ViT
-    assert cnn["runs"] == 4
-    assert cnn["accuracy"] == pytest.approx(0.715)
-    assert cnn["pairs"] == 3
-    assert cnn["difference"] == pytest.approx(0, abs=1e-12)
+    assert cnn.runs == 4
+    assert cnn.accuracy == pytest.approx(0.715)
+    assert cnn.pairs == 3
+    assert cnn.difference == pytest.approx(0, abs=1e-12)
     # Student's t for 95 % and two degrees of freedom is 4.303 in any table; the standard error is 1 point.
-    assert (cnn["low"], cnn["high"]) == (pytest.approx(-0.04303, abs=1e-5), pytest.approx(0.04303, abs=1e-5))
-    assert cnn["within_noise"] is True
-    assert cnn["at_vit_seconds"] == pytest.approx(0.46)  # 40 s: its first epoch, 30 s
+    assert (cnn.low, cnn.high) == (pytest.approx(-0.04303, abs=1e-5), pytest.approx(0.04303, abs=1e-5))
+    assert cnn.within_noise is True
+    assert cnn.at_vit_seconds == pytest.approx(0.46)  # 40 s: its first epoch, 30 s
     # +22, +22, +25 points: mean 23, standard deviation sqrt(3)
-    assert resnet["difference"] == pytest.approx(0.23)
-    assert (resnet["low"], resnet["high"]) == (
+    assert resnet.difference == pytest.approx(0.23)
+    assert (resnet.low, resnet.high) == (
         pytest.approx(0.18697, abs=1e-5),
         pytest.approx(0.27303, abs=1e-5),
     )
-    assert resnet["within_noise"] is False
-    assert resnet["at_vit_seconds"] is None  # no epoch of it ends within 40 s
-    assert (few["sd"], few["low"], few["within_noise"]) == (None, None, True)
+    assert resnet.within_noise is False
+    assert resnet.at_vit_seconds is None  # no epoch of it ends within 40 s
+    assert (few.sd, few.low, few.within_noise) == (None, None, True)
 
     lines = list(compare.table_of(summary))
     assert sum("within noise" in line for line in lines) == 2
@@ -237,9 +250,9 @@ def test_summary_is_the_hand_count():
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--models", "vit", "vgg"], "--models vgg: there is no such network; there are vit, cnn, resnet18"),
-        (["--shares", "0"], "--shares must be from 1 to 100"),
-        (["--shares", "50", "101"], "--shares must be from 1 to 100"),
+        (["--models", "vit", "vgg"], "there is no network 'vgg'; there are vit, cnn, resnet18"),
+        (["--shares", "0"], "a share must be from 1 to 100"),
+        (["--shares", "50", "101"], "a share must be from 1 to 100"),
         (["--jobs", "0"], "--jobs must be 1 or more"),
         (["--epochs", "0"], "epochs must be from 1"),
         (["--seeds", "-1"], "seed must be from 0"),
@@ -249,7 +262,7 @@ def test_summary_is_the_hand_count():
 )
 def test_bad_input_is_one_line(tmp_path, capsys, extra, message):
     output = tmp_path / "o.json"
-    assert compare.main(["--data", "nowhere.zip", "--output", str(output), *extra]) == 2
+    assert main(["compare", "--data", "nowhere.zip", "--output", str(output), *extra]) == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
@@ -261,8 +274,8 @@ def test_a_recipe_that_cannot_fit_in_the_memory_is_refused_before_any_run(
 ):
     monkeypatch.setattr(machine, "available_memory", lambda device: 5e7)
     output = tmp_path / "o.json"
-    args = ["--data", str(tmp_path / "d"), "--output", str(output), "--models", "vit", "cnn"]
-    assert compare.main(args) == 2
+    args = ["compare", "--data", str(tmp_path / "d"), "--output", str(output), "--models", "vit", "cnn"]
+    assert main(args) == 2
     assert "batch_size = 64 is too much" in capsys.readouterr().err
     assert not output.exists()
 
@@ -271,7 +284,7 @@ def test_a_recipe_that_cannot_fit_in_the_memory_is_refused_before_any_run(
 def test_another_file_is_not_written_over(tmp_path, capsys, images, text):
     output = tmp_path / "o.json"
     output.write_text(text)
-    args = ["--data", str(tmp_path / "d"), "--output", str(output)]
-    assert compare.main(args) == 2
-    assert "holds no results of this command" in capsys.readouterr().err
+    args = ["compare", "--data", str(tmp_path / "d"), "--output", str(output)]
+    assert main(args) == 2
+    assert "does not hold results of python -m study compare" in capsys.readouterr().err
     assert output.read_text() == text

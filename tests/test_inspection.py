@@ -6,10 +6,8 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-import data
-import inspection
-import record as rec
-from recipe import Recipe
+from lab import inspection, intake, scores
+from lab.recipe import Recipe
 from vit import ViT
 
 
@@ -89,8 +87,10 @@ def test_attention_distances_worked_out_by_hand():
     corner[:, 0] = 1
     # To the top left from the nine patches, in patches.
     to_corner = 4 * (0 + 1 + 2 + 1 + 2**0.5 + 5**0.5 + 2 + 5**0.5 + 8**0.5) / 9
-    measured = distance(with_attention(itself, next_column, corner), torch.randn(2, 1, 12, 12))
-    assert measured == pytest.approx(np.array([[0, 16 / 3, to_corner]] * 2), abs=1e-6)
+    class_token = np.zeros((9, 9))  # sees only that
+    model = with_attention(itself, next_column, corner, class_token)
+    measured = distance(model, torch.randn(2, 1, 12, 12))
+    assert measured == pytest.approx(np.array([[0, 16 / 3, to_corner, 0]] * 2), abs=1e-6)
 
 
 def test_even_attention_has_the_mean_distance_of_all_pairs_of_patches():
@@ -113,11 +113,6 @@ def test_attention_distance_is_averaged_over_patches_and_images():
         expected[block, head] += np.average(far[query], weights=weights[block, image, head, query]) / (5 * 9)
     assert np.ptp(expected) > 1e-3
     assert distance(model, images) == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_head_that_sees_only_the_class_token_has_no_distance():
-    model = with_attention(np.zeros((9, 9)))
-    assert (distance(model, torch.randn(1, 1, 12, 12)) == 0).all()
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
@@ -184,17 +179,17 @@ def test_an_image_that_went_away_during_the_training_is_shown_as_the_model_saw_i
     recipe = Recipe(image_size=12, patch_size=4, channels=channels)
     run = tmp_path / "run"
     run.mkdir()
-    loaded = data.load_data(images, run / "dataset_split", recipe)
-    total = len(loaded.test.files)
-    logits = np.eye(3, dtype=np.float32)[loaded.test.labels]
-    results = rec.score(logits, loaded.test.labels.numpy(), loaded.classes, loaded.test.files)
-    gone = run / "dataset_split" / "test" / loaded.test.files[0]
-    gone.unlink()
+    loaded = intake.read_images(intake.Source(images, "folder", "images"), recipe, run / "dataset_split")
+    test = loaded.test
+    logits = np.eye(3, dtype=np.float32)[test.labels]
+    predictions = scores.score(logits, test.labels.numpy(), test.classes, test.files).predictions
+    (run / "dataset_split" / "test" / test.files[0]).unlink()
 
-    shown = inspection.look_into(small_vit(channels=channels), loaded, results["predictions"], recipe, run)
+    shown = inspection.look_into(small_vit(channels=channels), loaded, predictions, recipe, run)
 
-    assert total == 9 and len(shown["examples"]) == 9
-    entry = next(e for e in shown["examples"] if e["file"] == loaded.test.files[0])
-    with Image.open(run / entry["picture"]) as picture:
+    assert len(test) == 9 and len(shown.examples) == 9
+    assert (shown.attention.images, len(shown.attention.blocks)) == (9, 2)
+    entry = next(e for e in shown.examples if e.file == test.files[0])
+    with Image.open(run / entry.picture) as picture:
         pixels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1).astype(int)
-    assert np.abs(pixels - loaded.test.images[0].numpy()).mean() < 12  # JPEG
+    assert np.abs(pixels - test[0][0].numpy()).mean() < 12  # JPEG

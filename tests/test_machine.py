@@ -1,33 +1,29 @@
 """Machines with too little memory, without a home folder, or that let a run write nowhere."""
 
 import ctypes
+import errno
 import os
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, TINY_ARGS, make_folder
 
 import data
-import machine
 import run
 import train
-from recipe import InputError, Recipe, load_recipe, named_recipes, parse_setting
+from lab import machine, training
+from lab.errors import InputError
+from lab.recipe import Recipe, load_recipe, named_recipes, parse_setting
 
 CPU = torch.device("cpu")
 
 
 def tiny(**changes):
     return load_recipe("default", [*map(parse_setting, TINY), *changes.items()])
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    home = tmp_path_factory.mktemp("machine")
-    make_folder(home / "d", {"a": 20, "b": 20, "c": 20})
-    return data.load_data(home / "d", home / "split", tiny())
 
 
 # Memory that a recipe takes
@@ -45,7 +41,8 @@ def kept_for_backward(model, batch, precision):
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, train.autocast(CPU, precision):
+    dtype = training.DTYPES[precision]
+    with hooks, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         model(batch)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -58,12 +55,13 @@ def kept_for_backward(model, batch, precision):
 def test_the_least_memory_is_below_what_training_takes_and_near_it(changes, precision):
     recipe, count = tiny(**changes), 16
     model = train.make_model(recipe, 3)
-    optimizer = train.make_optimizer(model, recipe)
+    optimizers = train.make_optimizers(model, recipe)
     batch = torch.randn(count, recipe.channels, recipe.image_size, recipe.image_size)
     activations = kept_for_backward(model, batch, precision) + batch.nbytes
     model(batch).sum().backward()
-    optimizer.step()
-    moments = [t for o in optimizer.both for state in o.state.values() for t in state.values()]
+    for optimizer in optimizers:
+        optimizer.step()
+    moments = [t for o in optimizers for state in o.state.values() for t in state.values()]
     weights = sum(t.nbytes for p in model.parameters() for t in (p, p.grad)) + sum(t.nbytes for t in moments)
 
     held, image = machine.least_memory(recipe, 3, precision)
@@ -88,25 +86,15 @@ def test_no_recipe_of_ours_is_refused_on_a_small_machine(name, monkeypatch):
         ("batch_size=1000", "batch_size = 1000"),
     ],
 )
-def test_a_recipe_that_can_not_fit_names_the_value_before_any_work(
-    tmp_path, monkeypatch, capsys, setting, named
-):
+def test_a_recipe_that_cannot_fit_names_the_value(tmp_path, monkeypatch, capsys, setting, named):
     make_folder(tmp_path / "d", {"a": 100, "b": 100})
     monkeypatch.setattr(machine, "available_memory", lambda device: 3e6)
-    args = [
-        "--student-id",
-        "1",
-        "--data",
-        str(tmp_path / "d"),
-        "--output-dir",
-        str(tmp_path / "o"),
-        "--quiet",
-    ]
+    args = ["--student-id=1", f"--data={tmp_path / 'd'}", f"--output-dir={tmp_path / 'o'}", "--quiet"]
     assert run.main([*args, *TINY_ARGS, "--set", setting]) == 2
     said = capsys.readouterr().err
     assert said.startswith("run.py: training takes at least") and said.count("\n") == 1
     assert f": {named} is too much" in said
-    assert list((tmp_path / "o").glob("*")) == []
+    assert {path.name for path in (tmp_path / "o").glob("*")} <= {".1.lock"}
 
 
 def test_a_gpu_cuts_batches_itself_so_only_one_image_must_fit(monkeypatch):
@@ -119,120 +107,48 @@ def test_a_gpu_cuts_batches_itself_so_only_one_image_must_fit(monkeypatch):
         machine.check_memory(tiny(patch_size=1), cuda, "bf16")
 
 
-def test_a_machine_that_does_not_tell_its_memory_refuses_nothing(monkeypatch):
+def test_the_memory_of_this_machine_is_found_and_one_that_does_not_tell_refuses_nothing(monkeypatch):
+    assert 1e8 < machine.available_memory(CPU) < 1e14
     monkeypatch.setattr(machine, "available_memory", lambda device: None)
     machine.check_memory(Recipe(dim=16384, depth=256), CPU, "fp32")
 
 
-def test_the_memory_of_this_machine_is_found():
-    assert 1e8 < machine.available_memory(CPU) < 1e14
+# Pixels that are too many for the memory
 
 
-def test_images_of_very_many_patches_are_scored_a_few_at_a_time(images):
-    assert data.make_loaders(images, Recipe(), CPU)[1].batch_size == 256
-    assert data.make_loaders(images, Recipe(image_size=1024, patch_size=16), CPU)[1].batch_size == 3
-    assert data.make_loaders(images, Recipe(image_size=4096, patch_size=1), CPU)[1].batch_size == 1
+def test_pixels_are_in_memory_or_in_a_file_without_holes(tmp_path, monkeypatch):
+    memmap, blocks = np.memmap, []
+
+    def look(file, *args, **kwargs):
+        blocks.append(os.fstat(file.fileno()).st_blocks * 512)
+        return memmap(file, *args, **kwargs)
+
+    monkeypatch.setattr(np, "memmap", look)
+    monkeypatch.setattr(machine, "memory_size", lambda: 4 * 3_000_000)
+    make = machine.pixel_store(tmp_path)
+    assert not isinstance(make((3, 1, 1000, 1000), np.uint8), memmap)
+    stored = make((4, 1, 1000, 1000), np.uint8)
+    assert isinstance(stored, memmap) and stored.shape == (4, 1, 1000, 1000)
+    assert blocks[0] >= 4_000_000  # a hole on a full disk would end the process, without a word
+    assert list(tmp_path.iterdir()) == []
 
 
-# Memory that runs out
+def test_no_room_for_the_pixels_anywhere_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "memory_size", lambda: 0)
+    line = r"GB of pixels fit neither in memory nor in .* \(.*\): make room, or choose a smaller image_size"
+    with pytest.raises(InputError, match=line):
+        machine.pixel_store(tmp_path)((1, 1 << 62), np.uint8)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match=line):
+        data.read_pixels([tmp_path / "x.png"], 8, 1, store=machine.pixel_store(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
-def limit(model, most):
-    """`model` on a card that holds no more than `most` images at once."""
-
-    def check(module, args):
-        if len(args[0]) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-
-    model.register_forward_pre_hook(check)
-    return model
-
-
-@pytest.mark.parametrize(("most", "part"), [(1, 1), (3, 2), (15, 10), (21, 21)])
-@pytest.mark.parametrize("mixup", [0.0, 0.4])
-def test_gradients_of_a_batch_in_parts_are_those_of_the_whole_batch(images, most, part, mixup):
-    recipe, lines = tiny(batch_size=21, mixup=mixup, label_smoothing=0.1), []
-    how = {"scaler": torch.amp.GradScaler(enabled=False), "label_smoothing": recipe.label_smoothing}
-    loader, _ = data.make_loaders(images, recipe, CPU)
-    batch, target = next(iter(loader))
-    whole, cut = train.make_model(recipe, 3), limit(train.make_model(recipe, 3), most)
-    loss = torch.nn.functional.cross_entropy(whole(batch), target, label_smoothing=0.1)
-    loss.backward()
-
-    loss_in_parts, logits = train.backward(cut, batch, target, loader, lines.append, **how)
-
-    assert loader.part == part
-    torch.testing.assert_close(loss_in_parts, loss.detach())
-    torch.testing.assert_close(logits, whole(batch).detach(), atol=1e-5, rtol=1e-4)
-    for one, other in zip(whole.parameters(), cut.parameters()):
-        torch.testing.assert_close(other.grad, one.grad, atol=1e-6, rtol=1e-4)
-    said = [f"Memory is too small for a whole batch: {part} images at a time, gradients added up"]
-    assert lines == (said if part < 21 else [])
-
-
-def test_training_and_scoring_in_parts_give_the_losses_of_whole_batches(images):
-    recipe = tiny(epochs=2, batch_size=16, muon_learning_rate=0.0, learning_rate=1e-4)
-    rows, orders = {}, {}
-    for most in (64, 3):
-        model, loaders = limit(train.make_model(recipe, 3), most), data.make_loaders(images, recipe, CPU)
-        rows[most] = list(train.fit(model, *loaders, recipe, log=lambda line: None))
-        orders[most] = loaders[0].generator.get_state()
-    assert torch.equal(orders[64], orders[3])  # the same order, shifts and flips
-    for whole, cut in zip(rows[64], rows[3]):
-        assert cut["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-4)
-        assert cut["test_loss"] == pytest.approx(whole["test_loss"], rel=1e-4)
-
-
-def test_other_errors_of_a_model_are_not_taken_for_a_lack_of_memory(images):
-    recipe = tiny()
-    model, (loader, test_loader) = train.make_model(recipe, 3), data.make_loaders(images, recipe, CPU)
-
-    def fail(module, args):
-        raise RuntimeError("something else")
-
-    model.register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="something else"):
-        train.train_epoch(model, train.make_optimizer(model, recipe), loader, [])
-    with pytest.raises(RuntimeError, match="something else"):
-        train.predict(model, test_loader)
-    assert loader.part == recipe.batch_size
-
-
-@pytest.mark.parametrize(
-    ("error", "lack"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (MemoryError(), True),
-        (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"), True),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("expected scalar type Float"), False),
-    ],
-)
-def test_errors_that_mean_too_little_memory_are_known(error, lack):
-    assert train.is_out_of_memory(error) == lack
-
-
-@pytest.mark.parametrize("most", [2, 0])
-def test_the_command_says_that_it_cuts_batches_or_that_one_image_is_too_many(
-    tmp_path, monkeypatch, capsys, most
-):
-    make_model = train.make_model
-    monkeypatch.setattr(train, "make_model", lambda *args: limit(make_model(*args), most))
-    args = ["--student-id", "1", "--data", str(make_folder(tmp_path / "d", {"a": 10, "b": 10})), *TINY_ARGS]
-    code = run.main([*args, "--set", "epochs=1", "--output-dir", str(tmp_path / "o")])
-    said = capsys.readouterr()
-    if most:
-        assert code == 0
-        assert said.out.count("gradients added up") == said.out.count("2 images at a time") == 1
-        assert said.err == ""
-    else:
-        assert code == 2
-        assert said.err.count("\n") == 1
-        assert "memory is too small, even for one image at a time" in said.err
-
-
-# Folders that can't be written to
+# Folders that cannot be written to
 
 
 def obey_permissions():
@@ -247,13 +163,9 @@ def run_as_user(*args, cwd, **environment):
     variables = {**os.environ, **environment}
     return subprocess.run(
         [sys.executable, "-W", "error", ROOT / "run.py", *map(str, args)],
-        cwd=cwd,
-        env={name: value for name, value in variables.items() if value is not None},
-        preexec_fn=obey_permissions,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+        cwd=cwd, env={name: value for name, value in variables.items() if value is not None},
+        preexec_fn=obey_permissions, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -276,20 +188,11 @@ def test_a_run_needs_no_home_and_takes_files_as_windows_saves_them(read_only, tm
     (own / "règle.toml").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(TINY).encode())
     (own / "q06.md").write_bytes(b"\xef\xbb\xbfOne *line*,\r\ntwo.\r\n\r\n$$\r\nx^2\r\n$$\r\n")
     args = ["--student-id", "1", "--recipe", own / "règle.toml", "--set", "epochs=1", "--answers", own]
+    args += ["--output-dir", own / "aus gabe", "--no-verify", "--quiet"]
+    homes = dict.fromkeys(("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR"))
+    homes["HOME"] = str(read_only / "home")
 
-    done = run_as_user(
-        *args,
-        "--output-dir",
-        own / "aus gabe",
-        "--no-verify",
-        "--quiet",
-        cwd=read_only,
-        HOME=str(read_only / "home"),
-        XDG_CACHE_HOME=None,
-        XDG_CONFIG_HOME=None,
-        MPLCONFIGDIR=None,
-        OMP_NUM_THREADS="1",
-    )
+    done = run_as_user(*args, cwd=read_only, OMP_NUM_THREADS="1", **homes)
 
     assert (done.returncode, done.stderr) == (0, "")
     page = (own / "aus gabe" / "1" / "run" / "report.html").read_text(encoding="utf-8")
@@ -300,7 +203,7 @@ def test_a_run_needs_no_home_and_takes_files_as_windows_saves_them(read_only, tm
 
 def test_where_nothing_can_be_written_the_line_says_so_before_any_work(read_only):
     refused = run_as_user("--student-id", "1", *TINY_ARGS, "--quiet", cwd=read_only)
-    said = "run.py: can't write to --output-dir outputs: Permission denied; name another\n"
+    said = "run.py: cannot write to outputs: Permission denied; name another folder\n"
     assert (refused.returncode, refused.stderr) == (2, said)
 
 

@@ -5,18 +5,15 @@ from pathlib import Path, PureWindowsPath
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bundle import bundle_names, check_student_id
-from data import check_name, split_names
-from recipe import InputError, Recipe, load_recipe, parse_setting
-from verification import prebuilt_models, submitted_recipe
+from data import choose_sides
+from lab.bundle import bundle_names, check_student_id
+from lab.errors import InputError
+from lab.intake import check_name
+from lab.recipe import Recipe, load_recipe, parse_setting
+from verify.verification import prebuilt_models, submitted_recipe
 
-# Few digests, so that copies are frequent, within a class and across classes.
-CLASSES = st.dictionaries(
-    st.text(min_size=1, max_size=5),
-    st.dictionaries(st.text(min_size=1, max_size=5), st.integers(0, 12).map(str), min_size=1, max_size=30),
-    min_size=1,
-    max_size=5,
-)
+# (class, digest) of each image. Few digests, so that copies are frequent, within a class and across.
+IMAGES = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 30).map(str)), min_size=20, max_size=80)
 
 
 def one_line(error):
@@ -24,32 +21,36 @@ def one_line(error):
     assert "\n" not in str(error)
 
 
-# The first draw of any text reads tables of all letters: seconds on a busy machine.
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(CLASSES, st.integers(0, 2**31 - 1))
-def test_every_image_is_on_one_side_and_its_copies_with_it(digests, seed):
-    split = split_names(digests, seed)
-    side_of = {}
-    for label, names in digests.items():
-        train, test = split["train"][label], split["test"][label]
-        assert sorted(train + test) == sorted(names)
-        for side, members in (("train", train), ("test", test)):
-            for name in members:
-                assert side_of.setdefault(names[name], side) == side
+@given(IMAGES, st.integers(0, 2**31 - 1))
+def test_every_image_is_on_one_side_and_its_copies_with_it(images, seed):
+    images.sort()
+    labels, digests = zip(*images)
+    try:
+        sides = choose_sides(labels, digests, seed)
+    except ValueError as error:  # only where the images of a class are copies
+        one_line(error)
+        label = str(error)[len("class '")]
+        others = {digest for name, digest in images if name != label}
+        assert len({digest for name, digest in images if name == label} - others) < 2
+        return
+    assert len(set(zip(digests, sides))) == len(set(digests))
+    for label in set(labels):
+        own = [side for name, side in zip(labels, sides) if name == label]
+        assert set(own) == {"train", "test"}
 
 
-@given(st.dictionaries(st.text(max_size=8), st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 99))
-def test_without_copies_the_cut_is_exact_and_the_order_given_does_not_matter(sizes, seed):
-    digests = {label: {f"{i}": f"{label}/{i}" for i in range(n)} for label, n in sizes.items()}
-    split = split_names(digests, seed)
-    assert {label: len(names) for label, names in split["train"].items()} == {
-        label: n * 70 // 100 for label, n in sizes.items()
-    }
-    turned = {label: dict(reversed(names.items())) for label, names in reversed(digests.items())}
-    assert split_names(turned, seed) == split
+@given(st.lists(st.integers(2, 40), min_size=1, max_size=5), st.integers(0, 99))
+def test_without_copies_the_cut_is_exact_and_no_class_changes_another(sizes, seed):
+    labels = [label for label, size in zip("abcde", sizes) for _ in range(size)]
+    sides = choose_sides(labels, [str(i) for i in range(len(labels))], seed)
+    for label, size in zip("abcde", sizes):
+        own = [side for name, side in zip(labels, sides) if name == label]
+        assert own.count("train") == size * 70 // 100
+        assert own == choose_sides([label] * size, [str(i) for i in range(size)], seed)
 
 
-NAMES = st.sampled_from([*Recipe().values(), "epoch", ""])
+NAMES = st.sampled_from([*Recipe().as_dict(), "epoch", ""])
 VALUES = st.one_of(
     st.text(max_size=20),
     st.integers().map(str),
@@ -68,9 +69,9 @@ def test_a_setting_gives_a_recipe_within_its_bounds_or_one_line(name, value):
     except InputError as error:
         one_line(error)
     else:
-        assert type(recipe.values()[name]) is type(Recipe().values()[name])
+        assert type(recipe.as_dict()[name]) is type(Recipe().as_dict()[name])
         assert recipe.image_size % recipe.patch_size == 0
-        assert recipe.values()[name] == recipe.values()[name]  # no NaN
+        assert recipe.as_dict()[name] == recipe.as_dict()[name]  # no NaN
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

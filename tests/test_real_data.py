@@ -8,17 +8,10 @@ import pytest
 from conftest import ROOT, Bundle, run_program
 from pypdf import PdfReader
 
+from lab.record import Copies
+
 # Long enough to pass the baseline by far, short enough for a test.
-SHORT = [
-    "--set",
-    "epochs=12",
-    "--set",
-    "warmup_epochs=2",
-    "--set",
-    "image_size=64",
-    "--set",
-    "patch_size=8",
-]
+SHORT = ["--set", "epochs=12", "--set", "warmup_epochs=2", "--set", "image_size=64", "--set", "patch_size=8"]
 
 
 @pytest.fixture(scope="module")
@@ -30,39 +23,35 @@ def neu(neu_zip, tmp_path_factory):
 
 
 def test_split_is_1260_to_540_with_the_two_copies_on_one_side(neu):
-    record = json.loads((neu.run / "record.json").read_text())
-    counts = record["data"]["counts"]
-    assert set(counts["train"].values()) == {210}
-    assert set(counts["test"].values()) == {90}
-    assert record["data"]["same_pixels"] == {
-        "groups": 1,
-        "files": ["patches/patches_101.jpg", "patches/patches_105.jpg"],
-    }
+    facts = neu.record.data
+    assert set(facts.counts["train"].values()) == {210}
+    assert set(facts.counts["test"].values()) == {90}
+    copies = ["patches/patches_101.jpg", "patches/patches_105.jpg"]
+    assert facts.same_pixels == Copies(1, copies)
     split = json.loads((neu.run / "dataset_split" / "split.json").read_text())
-    sides = [side for side in ("train", "test") if "patches_101.jpg" in split[side]["patches"]]
-    assert "patches_105.jpg" in split[sides[0]]["patches"]
+    assert sorted(len(set(copies) & set(split[side])) for side in ("train", "test")) == [0, 2]
 
 
 def test_twelve_epochs_pass_the_baseline(neu):
-    results = json.loads((neu.run / "record.json").read_text())["results"]
-    assert results["accuracy"] > 0.65
-    assert results["total"] == 540
+    results = neu.record.results
+    assert results.accuracy > 0.65
+    assert results.total == 540
 
 
 def test_24_examples_and_the_accuracy_are_in_the_pdf(neu):
-    record = json.loads((neu.run / "record.json").read_text())
-    assert len(record["examples"]) == 24
+    shown, results = neu.record.shown, neu.record.results
+    assert len(shown.examples) == 24
     text = " ".join(page.extract_text() for page in PdfReader(neu.pdf).pages)
-    shown = re.findall(r"true: [\w-]+\s+predicted: [\w-]+\s+confidence", text)
-    assert len(shown) == 24 + len(record["mistakes"]) == 32
-    assert f"{record['results']['correct']} of 540" in text
+    found = re.findall(r"true: [\w-]+\s+predicted: [\w-]+\s+confidence", text)
+    assert len(found) == 24 + len(shown.mistakes) == 32
+    assert f"{results.correct} of 540" in text
 
 
 def test_the_submitted_code_alone_prints_the_pdfs_accuracy(neu, neu_zip, tmp_path):
     shutil.copy(neu_zip, tmp_path / "dataset.zip")
-    shutil.copy(neu.code, tmp_path)
-    shutil.copy(neu.weights, tmp_path)
+    for path in (neu.code, neu.weights):
+        shutil.copy(path, tmp_path)
     process = run_program("-I", neu.code.name, "--evaluate", cwd=tmp_path)
-    results = json.loads((neu.run / "record.json").read_text())["results"]
-    line = f"Average test loss: {results['loss']:.4f} Accuracy: {results['correct']}/540"
+    results = neu.record.results
+    line = f"Average test loss: {results.loss:.4f} Accuracy: {results.correct}/540"
     assert line in process.stdout, process.stderr

@@ -1,30 +1,44 @@
 """The report, read back with a PDF reader that is not ours, and the answers' Markdown."""
 
 import copy
+import dataclasses
 import io
 import itertools
-import json
 import math
 import os
 import re
 import struct
 import zlib
+from html import unescape
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import ROOT
 from pypdf import PdfReader
 
 import report
-from recipe import InputError
+from lab.errors import InputError
+from lab.findings import (
+    Comparison,
+    ComparisonRow,
+    Diary,
+    DiaryRow,
+    DiaryStart,
+    Findings,
+    Search,
+    SearchTrial,
+    StudyData,
+    StudyMachine,
+)
+from lab.recipe import Recipe
+from lab.record import BlockDistance, ClassScore, EpochRow, read_record
 from report import answers, figures, fonts, render, source
 from report.speech import spoken
 
 
 @pytest.fixture(scope="module")
 def record(bundle):
-    return json.loads((bundle.run / "record.json").read_text())
+    return read_record(bundle.run / "record.json")
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +51,29 @@ def flat(text):
     return re.sub(r"\s+", " ", re.sub(r"[\u00ad\u2010]\s*", "", text))
 
 
+def answer(record, key, folder=None):
+    """One answer as HTML."""
+    return answers.render_answers(record, folder)[key][1]
+
+
+def change_recipe(record, **values):
+    """A copy of the record as if the run had had other hyperparameters."""
+    changed = copy.deepcopy(record)
+    changed.recipe.values = dataclasses.replace(changed.recipe.values, **values)
+    return changed
+
+
 def drawn(record, bundle, folder=None):
     """The report of a record as HTML."""
     return render.render_html(record, bundle.run, folder)
 
 
 def test_the_report_holds_everything_the_assignment_asks_for(text, record):
-    results = record["results"]
+    results = record.results
     assert "Name Student ID Date Lin Mei <b> 0812345" in text
-    assert f"Total params: {record['model']['parameters']}" in text.replace(",", "")
-    assert f"{results['correct']} of {results['total']} images" in text
-    assert f"test loss of {results['loss']:.4f}" in text
+    assert f"Total params: {record.model.parameters}" in text.replace(",", "")
+    assert f"{results.correct} of {results.total} images" in text
+    assert f"test loss of {results.loss:.4f}" in text
     assert "Epoch: 6" in text
     assert "Execution time:" in text
     for question in ("6", "7", "8", "9", "10a", "10b", "10c", "10d"):
@@ -57,20 +83,20 @@ def test_the_report_holds_everything_the_assignment_asks_for(text, record):
 
 
 def test_each_class_is_scored_as_recorded(text, record):
-    for name, scores in record["results"]["per_class"].items():
-        row = f"{name} {scores['precision']:.3f} {scores['recall']:.3f} {scores['f1']:.3f} {scores['images']}"
+    for name, scores in record.results.per_class.items():
+        row = f"{name} {scores.precision:.3f} {scores.recall:.3f} {scores.f1:.3f} {scores.images}"
         assert row in text
 
 
 def test_every_example_shows_true_and_predicted_label_and_confidence(text, record):
-    assert len(record["examples"]) == 9  # three test images in each of three classes
-    for example in record["examples"]:
-        assert f"true: {example['true']} predicted: {example['predicted']}" in text
-        assert f"confidence {100 * example['confidence']:.1f}" in text
-    wrong = sum(e["true"] != e["predicted"] for e in record["examples"]) + len(record["mistakes"])
-    passed = record["results"]["passed"]  # the first page marks the verdict in the same way
+    assert len(record.shown.examples) == 9  # three test images in each of three classes
+    for example in record.shown.examples:
+        assert f"true: {example.true} predicted: {example.predicted}" in text
+        assert f"confidence {100 * example.confidence:.1f}" in text
+    wrong = sum(e.true != e.predicted for e in record.shown.examples) + len(record.shown.mistakes)
+    passed = record.results.passed  # the first page marks the verdict in the same way
     assert text.count("✗") == wrong + (not passed)
-    assert text.count("✓") == sum(e["true"] == e["predicted"] for e in record["examples"]) + passed
+    assert text.count("✓") == sum(e.true == e.predicted for e in record.shown.examples) + passed
 
 
 def test_the_log_is_the_one_that_was_printed(text, bundle):
@@ -98,10 +124,10 @@ def test_all_fonts_are_embedded(bundle):
 
 
 def test_attention_distances_stand_in_words_for_those_who_do_not_see_the_figure(bundle, record):
-    attention = record["attention"]
+    attention = record.shown.attention
     distance = np.load(bundle.run / "inspection.npz")["distance"]
-    assert attention["images"] == 9
-    assert [block["mean"] for block in attention["blocks"]] == pytest.approx(distance.mean(axis=1), abs=1e-3)
+    assert attention.images == 9
+    assert [block.mean for block in attention.blocks] == pytest.approx(distance.mean(axis=1), abs=1e-3)
     said = [alt for alt in alternatives(PdfReader(bundle.pdf)) if "attention distance" in alt]
     assert len(said) == 1
     numbers = [float(n) for n in re.findall(r"\d+\.\d", said[0])]
@@ -124,23 +150,20 @@ def test_attention_distances_stand_in_words_for_those_who_do_not_see_the_figure(
     ],
 )
 def test_the_words_on_attention_distance_follow_the_measurement(record, means, words):
-    changed = copy.deepcopy(record)
-    changed["recipe"]["values"]["depth"] = len(means)
-    changed["attention"]["blocks"] = [{"mean": m, "least": m - 1, "most": m + 1} for m in means]
-    changed["attention"]["even"] = 10.0
-    answer = flat(answers.render_answers(changed)["q10c"]).replace(" of the image’s side", "")
-    assert words in answer
-    assert "attending evenly would give 10.0" in answer
-    assert ("no block’s mean is clearly below that" in answer) == (min(means) > 8.4)
-    assert f"lie between {means[0] - 1:.1f} and {means[0] + 1:.1f} pixels" in answer
-    changed["recipe"]["values"]["heads"] = 1
-    assert "single heads of block 1" not in answers.render_answers(changed)["q10c"]
+    changed = change_recipe(record, depth=len(means))
+    changed.shown.attention.blocks = [BlockDistance(mean=m, least=m - 1, most=m + 1) for m in means]
+    changed.shown.attention.even = 10.0
+    text = flat(answer(changed, "q10c")).replace(" of the image’s side", "")
+    assert words in text
+    assert "attending evenly would give 10.0" in text
+    assert ("no block’s mean is clearly below that" in text) == (min(means) > 8.4)
+    assert f"lie between {means[0] - 1:.1f} and {means[0] + 1:.1f} pixels" in text
+    assert "single heads of block 1" not in answer(change_recipe(changed, heads=1), "q10c")
 
 
 def test_the_caption_says_where_not_all_blocks_and_heads_are_drawn(record, bundle):
     assert "evenly chosen" not in drawn(record, bundle)
-    changed = copy.deepcopy(record)
-    changed["recipe"]["values"]["depth"] = 12
+    changed = change_recipe(record, depth=12)
     assert "Shown are 2 of 12 blocks and 2 of 2 heads, evenly chosen." in flat(drawn(changed, bundle))
 
 
@@ -148,10 +171,10 @@ def test_the_caption_says_where_not_all_blocks_and_heads_are_drawn(record, bundl
 @pytest.mark.parametrize("correct", [0, 3, 9])
 def test_the_words_follow_the_result(record, bundle, correct, demonstration):
     changed = copy.deepcopy(record)
-    results = changed["results"]
-    results.update(correct=correct, accuracy=correct / 9, passed=correct / 9 >= 0.6)
-    changed["training"]["history"][-1]["test_accuracy"] = correct / 9
-    changed["data"]["demonstration"] = demonstration
+    results = changed.results
+    results.correct, results.accuracy, results.passed = correct, correct / 9, correct / 9 >= 0.6
+    changed.training.history[-1].test_accuracy = correct / 9
+    changed.data.demonstration = demonstration
     html = drawn(changed, bundle)
     assert ("baseline is reached" in html) == (correct == 9)
     assert ("baseline is not reached" in html) == (correct < 9)
@@ -173,10 +196,14 @@ def test_rounding_never_makes_a_perfect_score():
     assert answers.percent(0.97222, 2) == "97.22\u202f%"
 
 
+def epoch(number, accuracy):
+    return EpochRow(number, 0.001, 0.01, 1.0, 0.5, 1.0, accuracy, 1.0, 1.0)
+
+
 def log_of(count, best=None):
     """A training log of so many epochs, and the history that goes with it."""
     text = "".join(f"Epoch: {i}\nline {i}\n" for i in range(1, count + 1)) + "Execution time: 1\n"
-    return text, [{"test_accuracy": 0.9 if i == best else i / 1000} for i in range(1, count + 1)]
+    return text, [epoch(i, 0.9 if i == best else i / 1000) for i in range(1, count + 1)]
 
 
 def test_long_logs_are_folded_to_first_best_and_last_epoch():
@@ -210,13 +237,13 @@ def test_logs_are_folded_right_where_the_best_epoch_is_first_second_or_last():
 def answered(tmp_path, record, text, name="q06.md"):
     (tmp_path / name).write_bytes(text.encode())
     report.check_answers(tmp_path)
-    return answers.render_answers(record, tmp_path)
+    return {key: page for key, (_, page) in answers.render_answers(record, tmp_path).items()}
 
 
 def test_own_answers_replace_ours_file_by_file(tmp_path, record):
-    ours = answers.render_answers(record)
+    ours = {key: page for key, (_, page) in answers.render_answers(record).items()}
     mixed = answered(tmp_path, record, "My *own* words,\r\nwith {{ results.accuracy|percent }}.")
-    accuracy = answers.percent(record["results"]["accuracy"])
+    accuracy = answers.percent(record.results.accuracy)
     assert mixed["q06"] == f"<p>My <em>own</em> words,\nwith {accuracy}.</p>\n"
     assert {k: v for k, v in mixed.items() if k != "q06"} == {k: v for k, v in ours.items() if k != "q06"}
 
@@ -229,13 +256,31 @@ def test_formulas_become_pictures_with_their_words_and_latex_as_text(tmp_path, r
     assert html.count("data:image/svg+xml") == 2
 
 
-def test_code_excerpts_are_the_live_source():
-    text, first, last = source.excerpt("vit.py", "Attention.forward")
-    lines = (ROOT / "vit.py").read_text().splitlines()
-    assert lines[first - 1].strip() == "def forward(self, x):"
-    assert [line.strip() for line in text.splitlines()] == [s.strip() for s in lines[first - 1 : last]]
-    with pytest.raises(LookupError):
-        source.excerpt("vit.py", "Attention.backward")
+def test_listings_are_the_lines_of_the_submitted_program_that_they_cite(record, bundle):
+    program = bundle.code.read_text(encoding="utf-8").splitlines()
+    steps = [re.match(r"# =+ Step (\d+)", line) for line in program]
+    found = re.findall(
+        r"<figcaption>0812345_Lab8_Homework\.py, step (\d+), lines? (\d+)(?:–(\d+))?</figcaption>"
+        r"<pre>(.*?)</pre>",
+        drawn(record, bundle),
+        re.DOTALL,
+    )
+    assert len(found) == 5
+    for step, first, last, text in found:
+        shown = unescape(re.sub(r"<[^>]*>", "", text)).splitlines()
+        cited = program[int(first) - 1 : int(last or first)]
+        assert [line.strip() for line in shown] == [line.strip() for line in cited]
+        assert step == [match[1] for match in steps[: int(first)] if match][-1]
+
+
+def test_a_listing_has_neither_the_docstring_nor_what_was_left_out():
+    program = '# Step 2: b\nclass A:\n    def f(self):\n        """Doc."""\n        x = 1\n        return x\n'
+    assert source.excerpt(program, "A.f") == ("def f(self):\n    x = 1\n    return x", 3, 6)
+    assert source.excerpt(program, "A.f", "x = 1", "return") == ("x = 1\nreturn x", 5, 6)
+    assert (source.step_of(program, 3), source.step_of("x = 1", 1)) == ("2", None)
+    for name, start in (("A.g", None), ("B", None), ("A.f", "y = 1")):
+        with pytest.raises(LookupError):
+            source.excerpt(program, name, start)
 
 
 def test_html_and_scripts_in_answers_stay_text(tmp_path, record):
@@ -247,11 +292,11 @@ def test_html_and_scripts_in_answers_stay_text(tmp_path, record):
 def test_class_names_are_shown_letter_by_letter(record):
     changed = copy.deepcopy(record)
     odd = "*a*<b>$x$_{{ 1 }}"
-    changed["data"]["classes"][0] = odd
-    results = changed["results"]
-    results["confusion_matrix"] = [[2, 1, 0], [0, 3, 0], [0, 0, 3]]
-    results["per_class"] = {odd: dict.fromkeys(("precision", "recall", "f1"), 0.0) | {"images": 1}}
-    html = answers.render_answers(changed)["q09"]
+    changed.data.classes[0] = odd
+    results = changed.results
+    results.confusion_matrix = [[2, 1, 0], [0, 3, 0], [0, 0, 3]]
+    results.per_class = {name: ClassScore(1.0, 1.0, 1.0, 3) for name in changed.data.classes}
+    html = answer(changed, "q09")
     assert "*a*&lt;b&gt;$x$_{{ 1 }}" in html
 
 
@@ -259,8 +304,8 @@ def test_class_names_are_shown_letter_by_letter(record):
     ("text", "message"),
     [
         ("one\n{{ results.accuracy", r"q06\.md, line 2: "),
-        ("{{ resluts.accuracy }}", r"q06\.md: \{\{ resluts \}\} can't be looked up"),
-        ("$\\frac{a$", r"q06\.md: can't set the formula '\\\\frac\{a'"),
+        ("{{ resluts.accuracy }}", r"q06\.md: \{\{ resluts \}\} cannot be looked up"),
+        ("$\\frac{a$", r"q06\.md: cannot set the formula '\\\\frac\{a'"),
         ("{{ results.acuracy }}", r"q06\.md.*acuracy"),
         ("{{ code('ViT.backward') }}", r"q06\.md.*no ViT\.backward"),
         ("{{ ''.__class__.__mro__ }}", r"q06\.md.*unsafe"),
@@ -283,15 +328,15 @@ def test_answers_that_fit_no_question_are_refused(tmp_path, record):
 def test_pictures_in_answers_come_from_their_own_folder_only(tmp_path, record, bundle):
     folder = tmp_path / "answers"
     folder.mkdir()
-    picture = (bundle.run / record["examples"][0]["picture"]).read_bytes()
+    picture = (bundle.run / record.shown.examples[0].picture).read_bytes()
     (tmp_path / "secret.jpg").write_bytes(picture)
     (folder / "in side.jpg").write_bytes(picture)
     html = answered(folder, record, "![a stripe](<in side.jpg>)")["q06"]
     assert 'alt="a stripe" src="data:image/jpeg;base64,' in html
     for text, message in {
-        "![a](../secret.jpg)": r"q06\.md: can't show the picture \.\./secret\.jpg",
-        "![a](http://127.0.0.1:9/x.png)": "can't show the picture http",
-        "![a](/etc/passwd)": "can't show",
+        "![a](../secret.jpg)": r"q06\.md: cannot show the picture \.\./secret\.jpg",
+        "![a](http://127.0.0.1:9/x.png)": "cannot show the picture http",
+        "![a](/etc/passwd)": "cannot show",
         "![](<in side.jpg>)": "needs a description",
     }.items():
         with pytest.raises(InputError, match=message):
@@ -318,12 +363,12 @@ def png_that_claims(width, height):
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        ("a.png", b"no picture", "damaged or no picture"),
-        ("a.jpg", b"", "damaged or no picture"),
+        ("a.png", b"no picture", "damaged or not a picture"),
+        ("a.jpg", b"", "damaged or not a picture"),
         ("a.png", png_that_claims(60000, 60000), "too many pixels: make it smaller"),
         ("a.png", png_that_claims(9000, 9000), "9000 x 9000 pixels are too many: make it smaller"),
         ("a.gif", bytes(20_600_000), "it has 21 MB, at most 20 are allowed"),
-        ("a.svg", b"<svg", "it is no SVG"),
+        ("a.svg", b"<svg", "it is not an SVG drawing"),
         ("a.svg", f'{SVG}<image xlink:href="file:///etc/passwd"/></svg>', "takes in 'file:///etc/passwd'"),
         (
             "a.svg",
@@ -344,7 +389,7 @@ def test_pictures_that_are_broken_huge_or_refer_to_others_are_refused(tmp_path, 
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     (tmp_path / "q06.md").write_text(f"![a]({name})")
     with pytest.raises(
-        InputError, match=rf"q06\.md: can't show the picture {name}: .*{re.escape(fault)}"
+        InputError, match=rf"q06\.md: cannot show the picture {name}: .*{re.escape(fault)}"
     ) as said:
         report.check_answers(tmp_path)
     assert "\n" not in str(said.value)
@@ -365,15 +410,15 @@ def test_drawings_that_stand_alone_are_shown(tmp_path, record):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("![a](file:///etc/passwd)", "can't show the picture file:///etc/passwd"),
+        ("![a](file:///etc/passwd)", "cannot show the picture file:///etc/passwd"),
         ("[a](FILE:///etc/passwd)", "FILE:///etc/passwd is a file of this machine"),
         ("[a]({{ 'file:///etc/passwd' }})", "file:///etc/passwd is a file of this machine"),
-        ("![a]({{ 'http://127.0.0.1:9/x.png' }})", "can't show the picture http://127.0.0.1:9/x.png"),
-        ("![a][r]\n\n[r]: http://127.0.0.1:9/x.png", "can't show the picture http://127.0.0.1:9/x.png"),
-        ("![a](x%00.png)", r"can't show the picture x\?\.png"),
-        (f"![a]({'x' * 5000}.png)", r"can't show the picture x{77}\.\.\.:"),
-        ("{% include '/etc/passwd' %}", "can't take in other files"),
-        ("{% include classes[0] %}", "can't take in other files"),
+        ("![a]({{ 'http://127.0.0.1:9/x.png' }})", "cannot show the picture http://127.0.0.1:9/x.png"),
+        ("![a][r]\n\n[r]: http://127.0.0.1:9/x.png", "cannot show the picture http://127.0.0.1:9/x.png"),
+        ("![a](x%00.png)", r"cannot show the picture x\?\.png"),
+        (f"![a]({'x' * 5000}.png)", r"cannot show the picture x{77}\.\.\.:"),
+        ("{% include '/etc/passwd' %}", "cannot take in other files"),
+        ("{% include classes[0] %}", "cannot take in other files"),
     ],
 )
 def test_answers_take_in_nothing_from_elsewhere(tmp_path, record, text, message):
@@ -383,7 +428,7 @@ def test_answers_take_in_nothing_from_elsewhere(tmp_path, record, text, message)
 
 def test_an_answer_that_is_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "q06.md")
-    with pytest.raises(InputError, match=r"q06\.md is no file"):
+    with pytest.raises(InputError, match=r"q06\.md is not a file"):
         report.check_answers(tmp_path)
 
 
@@ -392,6 +437,154 @@ def test_weasyprint_may_read_nothing_but_the_page():
     for url in ("file:///etc/passwd", "http://127.0.0.1:9/x.png"):
         with pytest.raises(ValueError, match="not part of the report"):
             fetcher.fetch(url)
+
+
+# Studies: recorded ones as recorded, own ones as measured, no noise as a result
+
+ABOUT = {
+    "data": StudyData(fingerprint="a", name="steel.zip"),
+    "machine": StudyMachine(processor="AMD EPYC", cores=2),
+    "date": "2026-01-04T10:00:00+00:00",
+}
+
+
+def diary_of(*effects, **more):
+    """A diary of rows (name, value, difference, low, high), in shares."""
+    rows = [
+        DiaryRow(name, value, 4, 0, 0.9, 0.01, 9.0, difference, low, high, low <= 0 <= high)
+        for name, value, difference, low, high in effects
+    ]
+    recipe = dataclasses.asdict(Recipe()) | {"epochs": 15}
+    start = DiaryStart(runs=4, failed=0, images=100, accuracy=0.94, sd=0.01, seconds=9.0)
+    return Diary(name="default", recipe=recipe, folds=4, start=start, rows=rows, **ABOUT, **more)
+
+
+def comparison_of(*differences, **more):
+    """A comparison of the ViT with a CNN: (training images, difference, low, high) for each share."""
+    rows = []
+    for share, (images, difference, low, high) in zip((100, 10), differences):
+        for model, pairs in (("vit", 0), ("cnn", 3)):
+            ahead = (difference, low, high, low <= 0 <= high) if pairs else (None, None, None, None)
+            measured = (images, 0.9, 0.01, 40_000, 2_000_000, 8.0, 900.0, 900.0, None, pairs)
+            rows.append(ComparisonRow(model, share, 3, 0, *measured, *ahead))
+    recipe = dataclasses.asdict(Recipe()) | {"epochs": 15}
+    return Comparison(recipe=recipe, rows=rows, **ABOUT, **more)
+
+
+def with_studies(record, **studies):
+    changed = copy.deepcopy(record)
+    changed.findings = Findings(**studies)
+    return changed
+
+
+def written(record, key):
+    """An answer's Markdown, without its escapes and line breaks."""
+    text = answers.answer_texts(record)[key][1]
+    return " ".join(text.replace("\\", "").replace("\u202f", " ").split())
+
+
+def test_a_study_is_shown_as_recorded_with_date_machine_and_data(record):
+    recorded = with_studies(record, diary=diary_of(("depth", 9, 0.01, -0.02, 0.04), file="d.json"))
+    text = written(recorded, "q07")
+    assert "recorded on other images (steel.zip), not measured in this run" in text
+    assert "2026-01-04, AMD EPYC, 2 cores; study/recorded/d.json" in text
+    assert "with 15 epochs" in text
+    recorded.data.fingerprint = "a"
+    assert "recorded on this run’s images, not measured in this run" in written(recorded, "q07")
+    own = with_studies(record, diary=diary_of(("depth", 9, 0.01, -0.02, 0.04), fresh=True))
+    own.data.fingerprint = "a"
+    text = written(own, "q07")
+    assert "measured on this run’s images for this report" in text
+    assert "not measured in this run" not in text
+
+
+def test_question_7_calls_noise_noise_and_names_what_is_beyond_it(record):
+    effects = [
+        ("depth", 9, 0.0, -0.02, 0.02),
+        ("mlp_dim", 9, -0.2, -0.21, -0.19),
+        ("heads", 9, 0.035, 0.01, 0.06),
+        ("pos_embedding", False, -0.004, -0.03, 0.02),
+    ]
+    changed = with_studies(record, diary=diary_of(*effects))
+    lines = answers.answer_texts(changed)["q07"][1].replace("\\", "").splitlines()
+    rows = [line.split("|") for line in lines if line[:2] == "| "]
+    table = {row[1].strip(): row[5].strip() for row in rows}
+    assert table["Encoder blocks"] == "6 → 9: 0.0 n.s."
+    assert table["MLP width"] == "256 → 9: −20.0"
+    assert table["Heads"] == "4 → 9: +3.5"
+    assert table["Image size, pixels"] == ""
+    text = written(changed, "q07")
+    assert "The largest losses: MLP width 9: −20.0 (−21.0 to −19.0)." in text
+    assert "Better than the recipe in this schedule: heads 9: +3.5 (+1.0 to +6.0)." in text
+    assert "Of 4 changes 2 are within noise" in text
+    assert "changes by −0.4 points (95 % interval −3.0 to +2.0), which is within noise" in written(
+        changed, "q06"
+    )
+
+
+def test_the_diary_names_what_this_run_does_otherwise(record):
+    text = written(with_studies(record, diary=diary_of(("depth", 9, 0.0, -0.1, 0.1))), "q07")
+    differs = text.split("differs from the diary’s recipe in ")[1].split(".")[0].split(", ")
+    values, default = record.recipe.values.as_dict(), Recipe(epochs=15).as_dict()
+    assert set(differs) == {n for n in values if values[n] != default[n]} - {"warmup_epochs", "split_seed"}
+    assert {"dim", "epochs"} <= set(differs)
+
+
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [
+        ((0.03, 0.01, 0.05), "With 1,000 images the ViT is to be preferred"),
+        ((-0.03, -0.05, -0.01), "With 1,000 images the CNN is to be preferred"),
+        ((0.01, -0.02, 0.04), "With 1,000 and 100 images no difference is shown"),
+    ],
+)
+def test_question_8_says_who_is_ahead_only_beyond_noise(record, difference, words):
+    comparison = comparison_of((1000, *difference), (100, 0.0, -0.01, 0.01), file="c.json")
+    text = written(with_studies(record, comparison=comparison), "q08")
+    assert words in text
+    assert "100 images no difference is shown" in text
+    assert ("to be preferred" in text) is ("to be preferred" in words)
+    assert "not measured in this run" in text
+
+
+def test_question_7_tells_of_a_search(record):
+    search = Search(
+        recipe=Recipe(epochs=15), searched=["depth", "dim"], folds=1, seconds=60.0,
+        states={"complete": 12, "pruned": 5, "failed": 1}, importances={"depth": 0.7, "dim": 0.3}, fresh=True,
+        base=SearchTrial(0, {}, 0.9, 0.3, 15), best=SearchTrial(7, {"depth": 9}, 0.95, 0.2, 15), **ABOUT,
+    )  # fmt: skip
+    text = written(with_studies(record, search=search), "q07")
+    assert "Optuna searched 2 hyperparameters together (measured on other images (steel.zip)" in text
+    assert "12 complete trials, 5 stopped early, 1 failed, each of at most 15 epochs" in text
+    assert "had 90.00 %, the best trial 95.00 %, with depth 9" in text
+    assert "depth 70 %, dim 30 %" in text
+
+
+def test_without_any_study_the_answers_claim_none(record, bundle):
+    changed = with_studies(record)
+    text = " ".join(written(changed, key) for key, *_ in answers.QUESTIONS)
+    assert "diary" not in text
+    assert "Optuna" not in text
+    assert "no difference between the two" in text
+    page = drawn(changed, bundle)
+    assert 'id="diary"' not in page
+    assert 'id="shares"' not in page
+
+
+def test_figures_of_studies_have_captions_links_and_all_numbers_in_words(record, bundle):
+    diary = diary_of(("depth", 9, 0.0, -0.02, 0.02), ("mlp_dim", 9, -0.2, -0.213, -0.187), file="d.json")
+    comparison = comparison_of((1000, 0.0, -0.01, 0.01), (100, 0.0, -0.01, 0.01), file="c.json")
+    page = drawn(with_studies(record, diary=diary, comparison=comparison), bundle)
+    for name, words, caption in (
+        ("diary", "MLP width 9: −20.0 (−21.3 to −18.7)", "validation accuracy of 94.0 % that"),
+        ("shares", "CNN, 100 images: 90.0", "standard deviation over seeds, 15 epochs. Recorded on other"),
+    ):
+        figure = page.split(f'<figure class="plot" id="{name}">')[1].split("</figure>")[0]
+        assert words in figure.split('alt="')[1].split('"')[0]
+        shown = flat(figure.split("<figcaption>")[1])
+        assert caption in shown
+        assert "AMD EPYC" in shown
+        assert f'<a href="#{name}">Figure ' in page
 
 
 # Missing system libraries
@@ -510,16 +703,16 @@ def test_the_same_record_gives_the_same_bytes(record, bundle, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     assert render.document_date(record) == "2023-11-14T22:13:20+00:00"
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "soon")
-    with pytest.raises(InputError, match="SOURCE_DATE_EPOCH='soon' is no number"):
+    with pytest.raises(InputError, match="SOURCE_DATE_EPOCH='soon' is not a number"):
         render.document_date(record)
 
 
 def test_chinese_names_stand_in_the_pdf_as_text_and_nothing_warns(record, bundle, caplog, recwarn):
     changed = copy.deepcopy(record)
-    changed["student"]["name"] = "陳美玲 Lin ✓ خدوش ×"
+    changed.student.name = "陳美玲 Lin ✓ خدوش ×"
     pdf = PdfReader(io.BytesIO(report.render_report(changed, bundle.run)[0]))
     assert "陳美玲" in pdf.pages[0].extract_text()
-    assert pdf.metadata.author == changed["student"]["name"]
+    assert pdf.metadata.author == changed.student.name
     used = {
         str(font.get_object()["/BaseFont"])
         for page in pdf.pages
@@ -573,7 +766,7 @@ def test_every_rubric_point_names_its_page(bundle):
 
 
 def test_every_hyperparameter_of_the_record_is_listed(record):
-    values = dict(record["recipe"]["values"], brand_new=0.5)
+    values = record.recipe.values.as_dict() | {"brand_new": 0.5}
     columns = render.setting_columns(values)
     listed = {name: value for column in columns for _, rows in column for name, value in rows}
     assert list(sorted(listed)) == sorted(values)

@@ -13,18 +13,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NEU_SIZES, ROOT, TINY_ARGS, TINY_SETTINGS, make_folder
+from conftest import NEU_SIZES, ROOT, TINY_ARGS, TINY_SETTINGS, call, make_folder, refused
+from test_run import names_in
 
-import bundle
-import checkpoint
-import data
-import run
 import train
-from recipe import InputError, load_recipe
+from lab import bundle, checkpoint, intake, training
+from lab.errors import InputError
+from lab.findings import Findings
+from lab.recipe import load_recipe, parse_setting
+from lab.record import EpochRow, NamedRecipe
 
 # Dropout, mixup, warm-up and Muon: all that has a state of its own.
 SETTINGS = [*TINY_SETTINGS, "--set", "dropout=0.1", "--set", "mixup=0.4", "--set", "epochs=8"]
-RECIPE = load_recipe("default", map(run.parse_setting, SETTINGS[1::2]))
+RECIPE = load_recipe("default", map(parse_setting, SETTINGS[1::2]))
 
 
 def weights_of(path):
@@ -49,18 +50,18 @@ def uncut(folder):
 def trained(images, home, stop_after=None, path=None):
     """(weights, history) of a training, cut off after an epoch or resumed from the checkpoint at `path`."""
     home.mkdir(exist_ok=True)
-    read = data.load_data(images, home / "split", RECIPE)
-    cpu = torch.device("cpu")
-    loaders = data.make_loaders(read, RECIPE, cpu)
-    model = train.make_model(RECIPE, len(read.classes))
-    file = home / "checkpoint.pt"
-    saved = checkpoint.Checkpoint.load(path) if path else checkpoint.Checkpoint(file, {})
-    saved.path = file
-    for row in train.fit(model, *loaders, RECIPE, precision="fp32", log=lambda line: None, begin=saved.begin):
-        saved.save(row, 1.0)
-        if row["epoch"] == stop_after:
+    read = intake.read_images(intake.Source(images, "folder", "images"), RECIPE, home / "split")
+    setup = training.prepare(read.train, read.test, RECIPE, torch.device("cpu"), "fp32")
+    start = checkpoint.Start(NamedRecipe("default", RECIPE), Findings(), "fp32", None)
+    saved = checkpoint.Checkpoint.load(path) if path else checkpoint.Checkpoint(None, start)
+    saved.path = home / "checkpoint.pt"
+    for epoch in training.epochs(setup, RECIPE, first=saved.restore(setup) + 1):
+        scores = epoch.train_loss, epoch.train_accuracy, epoch.test_loss, epoch.correct
+        saved.history.append(EpochRow(epoch.number, *epoch.rates, *scores, 0.0, 0.0))
+        saved.save(setup, 1.0)
+        if epoch.number == stop_after:
             break
-    return model.state_dict(), saved.history
+    return setup.model.state_dict(), saved.history
 
 
 @pytest.mark.parametrize("epoch", [1, 4, 7])
@@ -71,19 +72,23 @@ def test_a_resumed_training_ends_with_the_same_weights_bit_for_bit(folder, uncut
     weights, history = trained(folder, tmp_path / "second", path=tmp_path / "first" / "checkpoint.pt")
 
     assert same(weights, uncut[0])
-    timing = ("train_seconds", "seconds")
-    assert [{k: v for k, v in row.items() if k not in timing} for row in history] == [
-        {k: v for k, v in row.items() if k not in timing} for row in uncut[1]
-    ]
+    assert history == uncut[1] and len(history) == 8
 
 
-def test_a_checkpoint_holds_no_code(folder, tmp_path):
+def test_a_checkpoint_holds_no_code_and_damage_is_one_line(folder, tmp_path):
     trained(folder, tmp_path / "first", stop_after=1)
     path = tmp_path / "first" / "checkpoint.pt"
-    assert torch.load(path, weights_only=True)["version"] == checkpoint.VERSION
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"is damaged .*: run without --resume"):
-        checkpoint.Checkpoint.load(path)
+    content = path.read_bytes()
+    assert checkpoint.Checkpoint.load(path).start.recipe.values == RECIPE  # read with weights_only
+    middle = len(content) // 2
+    for other in (
+        content[:-100],
+        bytes(len(content)),  # of zeros, as a power cut may leave it
+        content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+    ):
+        path.write_bytes(other)
+        with pytest.raises(InputError, match=r"is damaged .*: run without --resume"):
+            checkpoint.Checkpoint.load(path)
 
 
 def command(folder, outputs, *more):
@@ -95,22 +100,23 @@ def test_a_killed_run_goes_on_and_ends_like_an_uncut_one(folder, tmp_path):
     """SIGKILL, SIGTERM and Ctrl-C in turn at random moments of one run; KILLS=20 for a long test."""
     times = int(os.environ.get("KILLS", "3"))
     epochs = 10 * times
-    settings = [*SETTINGS, "--set", f"epochs={epochs}"]
+    settings = [*SETTINGS, "--set", f"epochs={epochs}", "--recipe", "best", "--precision", "fp32"]
     start = command(folder, tmp_path / "a", "--data", folder, *settings)
     assert subprocess.run(start, capture_output=True).returncode == 0
     expected = weights_of(tmp_path / "a" / "9" / "9_Lab8_Homework.pth")
 
     outputs, dice = tmp_path / "b", random.Random(0)
     partial = outputs / ".9-partial" / "run" / bundle.CHECKPOINT
-    call, kills = command(folder, outputs, "--data", folder, *settings), 0
+    call, kills, told = command(folder, outputs, "--data", folder, *settings), 0, ""
     for kind in itertools.islice(itertools.cycle((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)), times):
-        process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         before = partial.stat().st_mtime_ns if partial.exists() else 0
         while process.poll() is None and not (partial.exists() and partial.stat().st_mtime_ns > before):
             time.sleep(0.01)
         time.sleep(dice.random() / 10)
         process.send_signal(kind)
-        said = process.communicate(timeout=60)[1]
+        out, said = process.communicate(timeout=60)
+        told += out
         if process.returncode == 0:  # it was faster
             break
         kills += 1
@@ -122,9 +128,13 @@ def test_a_killed_run_goes_on_and_ends_like_an_uncut_one(folder, tmp_path):
     print(f"killed {kills} times")
     assert kills
     if not (outputs / "9").exists():
-        assert subprocess.run(call, capture_output=True).returncode == 0
+        process = subprocess.run(call, capture_output=True, text=True)
+        assert process.returncode == 0
+        told += process.stdout
+    # Each time it announced the run's own recipe and precision, not the defaults.
+    assert told.count("goes on after epoch") == told.count(f"of {epochs}, recipe best, fp32") >= 1
     assert same(weights_of(outputs / "9" / "9_Lab8_Homework.pth"), expected)
-    assert [p.name for p in outputs.iterdir()] == ["9"]
+    assert names_in(outputs) == ["9"]
     assert not (outputs / "9" / "run" / bundle.CHECKPOINT).exists()
     log = (outputs / "9" / "run" / "training.log").read_text()
     assert [f"Epoch: {i}" for i in range(1, epochs + 1)] == [
@@ -139,6 +149,10 @@ def finished(folder, text):
         (folder / name).write_text(text)
     (folder / "notes.txt").write_text("the student's own")
     return folder
+
+
+def texts_in(folder):
+    return {(folder / name).read_text() for name in bundle.bundle_names("9")}
 
 
 class Cut(BaseException):
@@ -177,24 +191,57 @@ def test_whenever_publishing_is_cut_the_old_or_the_new_bundle_is_whole(tmp_path,
     # The next run starts, and fails before it has anything.
     with pytest.raises(InputError), bundle.staged(folder, "9"):
         raise InputError("no")
-    texts = {(folder / name).read_text() for name in bundle.bundle_names("9")}
-    assert texts in ({"old"}, {"new"})
+    assert texts_in(folder) in ({"old"}, {"new"})
     assert (folder / "notes.txt").read_text() == "the student's own"
-    assert [p.name for p in tmp_path.iterdir()] == ["9"]
+    assert names_in(tmp_path) == ["9"]
+
+
+def test_a_bundle_is_on_the_disk_before_it_is_put_in_place(tmp_path, monkeypatch):
+    done, rename = [], Path.rename
+    monkeypatch.setattr(bundle, "to_disk", lambda path: done.append(path.name))
+    monkeypatch.setattr(Path, "rename", lambda a, b: done.append("rename") or rename(a, b))
+    with bundle.staged(tmp_path / "9", "9") as staging:
+        finished(staging.folder / "made", "new")
+        for path in (staging.folder / "made").iterdir():
+            path.replace(staging.folder / path.name) if path.is_file() else None
+        (staging.run / "record.json").write_text("{}")
+    published = done.index("rename")
+    assert set(done[:published]) == {*bundle.bundle_names("9"), "record.json", ".9-partial"}
+    assert tmp_path.name in done[published:]
 
 
 def test_a_second_run_of_the_same_id_is_refused_while_the_first_works(folder, tmp_path, capsys):
-    with bundle.staged(tmp_path / "9", "9") as staging:
-        args = ["--student-id", "9", "--data", str(folder), "--output-dir", str(tmp_path), *TINY_ARGS]
-        assert run.main([*args, "--quiet"]) == 2
-        said = capsys.readouterr().err
-        assert "another run is writing" in said and said.count("\n") == 1
+    new, ok = ["--data", folder, *TINY_ARGS], ["--output-dir", tmp_path, "--quiet", "--student-id"]
+    with bundle.staged(finished(tmp_path / "9", "old"), "9") as staging:
+        for args in ([*new, "--force"], ["--resume", "--force"], ["--report-only"]):
+            assert "another run is writing" in refused(capsys, *args, *ok, "9")
         assert staging.run.is_dir()
-        assert run.main([*args, "--quiet", "--student-id", "10"]) == 0
+        assert call(*new, "--set", "epochs=1", *ok, "10") == 0
 
 
-def test_a_full_disk_is_said_and_costs_no_finished_epoch(folder, tmp_path, monkeypatch, capsys):
-    write, args = checkpoint.write_whole, ["--student-id", "9", "--output-dir", str(tmp_path), "--quiet"]
+def test_a_second_run_that_starts_during_the_publishing_leaves_the_bundle(
+    folder, tmp_path, monkeypatch, capsys
+):
+    """The lock lies beside the folder: one inside would have moved away with the old bundle."""
+    args = ["--student-id", "9", "--data", folder, "--output-dir", tmp_path, *TINY_ARGS, "--force", "--quiet"]
+    done, remove = [], bundle._remove_old
+
+    def meanwhile(*old):
+        if not done and (tmp_path / "9").exists():  # the new one has just been put in place
+            done.append(refused(capsys, *args))
+        remove(*old)
+
+    with bundle.staged(finished(tmp_path / "9", "old"), "9") as staging:
+        for name in bundle.bundle_names("9"):
+            (staging.folder / name).write_text("new")
+        monkeypatch.setattr(bundle, "_remove_old", meanwhile)
+    assert "another run is writing" in done[0]
+    assert texts_in(tmp_path / "9") == {"new"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".9.lock", "9"]
+
+
+def full_disk(monkeypatch):
+    write = checkpoint.write_whole
 
     def full(path, content):
         if path.exists():
@@ -202,25 +249,41 @@ def test_a_full_disk_is_said_and_costs_no_finished_epoch(folder, tmp_path, monke
         write(path, content)
 
     monkeypatch.setattr(checkpoint, "write_whole", full)
-    assert run.main([*args, "--data", str(folder), *TINY_ARGS]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert said[0].endswith("--resume goes on from the last epoch")
-    assert said[1].startswith("run.py: No space left on device: make room in")
-    monkeypatch.undo()
-    assert run.main([*args, "--resume", "--no-verify"]) == 0
+
+
+def full_memory(monkeypatch):
+    evaluate = train.evaluate
+
+    def full(model, loader, history, *args, **how):
+        if len(history) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return evaluate(model, loader, history, *args, **how)
+
+    monkeypatch.setattr(train, "evaluate", full)
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ([], "there is no interrupted run of 9 to resume"),
-        (["--set", "epochs=3"], "leave --data, --recipe, --set, --seed and studies out"),
-    ],
+    ("fill", "message"),
+    [(full_disk, "No space left on device: make room"), (full_memory, "the memory became too small: close")],
 )
-def test_resume_is_refused_where_it_makes_no_sense(tmp_path, capsys, more, message):
-    assert run.main(["--student-id", "9", "--resume", "--output-dir", str(tmp_path / "o"), *more]) == 2
-    assert message in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "o", ignore_errors=True)
+def test_what_becomes_full_is_said_and_costs_no_finished_epoch(
+    folder, tmp_path, monkeypatch, capsys, fill, message
+):
+    args = ["--student-id", "9", "--output-dir", tmp_path, "--quiet"]
+    fill(monkeypatch)
+    assert call(*args, "--data", folder, *TINY_ARGS) == 2
+    resume, said = capsys.readouterr().err.splitlines()
+    assert resume == "run.py: --student-id 9 --resume goes on from the last epoch"
+    assert said.startswith(f"run.py: {message}")
+    monkeypatch.undo()
+    assert call(*args, "--resume", "--no-verify") == 0
+    assert len((tmp_path / "9" / "run" / "history.csv").read_text().splitlines()) == 7
+
+
+def test_resume_without_an_interrupted_run_is_refused(tmp_path, capsys):
+    said = refused(capsys, "--student-id", "9", "--resume", "--output-dir", tmp_path / "o", "--quiet")
+    assert "there is no interrupted run of 9 to resume" in said
+    assert names_in(tmp_path / "o") == []
 
 
 def test_images_that_changed_meanwhile_are_refused_and_the_checkpoint_stays(folder, tmp_path, capsys):
@@ -235,6 +298,6 @@ def test_images_that_changed_meanwhile_are_refused_and_the_checkpoint_stays(fold
     process.kill()
     process.wait()
     next(images.rglob("*.png")).unlink()
-    assert run.main(["--student-id", "9", "--resume", "--output-dir", str(tmp_path / "o"), "--quiet"]) == 2
+    assert call("--student-id", "9", "--resume", "--output-dir", tmp_path / "o", "--quiet") == 2
     assert "are others now: run without --resume" in capsys.readouterr().err
     assert partial.exists()

@@ -1,152 +1,160 @@
+import io
 import math
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import TINY, make_folder
+from conftest import TINY, TINY_ARGS, make_folder
 from sklearn.metrics import accuracy_score, log_loss
+from torch.utils.data import DataLoader, TensorDataset
 
 import data
+import run
 import train
-from recipe import InputError, load_recipe, parse_setting
+from lab import stages, training
+from lab.checkpoint import Checkpoint, Start
+from lab.errors import InputError, is_out_of_memory
+from lab.findings import Findings
+from lab.machine import choose_device, choose_precision, has_bf16
+from lab.recipe import load_recipe, parse_setting
+from lab.record import NamedRecipe
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    home = tmp_path_factory.mktemp("train")
-    make_folder(home / "d", {"a": 20, "b": 20, "c": 20})
-    return data.load_data(home / "d", home / "split", tiny())
 
 
 def tiny(**changes):
     return load_recipe("default", [*map(parse_setting, TINY), *changes.items()])
 
 
-def trained(images, recipe, precision="fp32"):
-    """(model, rows, log lines) of a run on the CPU."""
-    lines = []
-    model = train.make_model(recipe, len(images.classes))
-    loaders = data.make_loaders(images, recipe, CPU)
-    rows = list(train.fit(model, *loaders, recipe, precision=precision, log=lines.append))
-    return model, rows, lines
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    """The training and test Split of three classes of twenty images each."""
+    home = tmp_path_factory.mktemp("train")
+    make_folder(home / "d", {"a": 20, "b": 20, "c": 20})
+    return data.load_data(home / "d", home / "split", tiny())[:2]
 
 
-def test_the_model_learns(images):
-    _, rows, _ = trained(images, tiny(epochs=30))
-    assert rows[-1]["train_loss"] < 0.7 * rows[0]["train_loss"]
-    assert rows[-1]["test_accuracy"] >= 0.8
+def some(split, rows):
+    """The Split of some rows of another."""
+    files, digests = ([texts[i] for i in rows] for texts in (split.files, split.digests))
+    return data.Split(
+        split.pixels, split.rows[list(rows)], split.labels[list(rows)], split.classes, files, digests
+    )
 
 
-def test_same_seed_same_weights_bit_for_bit(images):
-    precisions = ["fp32", "bf16"] if train.has_bf16(CPU) else ["fp32"]
-    for precision in precisions:
-        first, _, _ = trained(images, tiny(dropout=0.1, epochs=2), precision)
-        second, _, _ = trained(images, tiny(dropout=0.1, epochs=2), precision)
-        other, _, _ = trained(images, tiny(dropout=0.1, epochs=2, seed=1), precision)
-        for name, weights in first.state_dict().items():
-            assert torch.equal(weights, second.state_dict()[name])
-        assert not torch.equal(first.cls_token, other.cls_token)
+def prepare(splits, recipe, precision="fp32", model=None):
+    """The training.Setup of a recipe on the CPU."""
+    return training.prepare(*splits, recipe, CPU, precision, model=model)
 
 
-def test_log_lines_are_the_assignments(images):
-    _, rows, lines = trained(images, tiny(epochs=2))
+def trained(splits, recipe, precision="fp32"):
+    """(training.Setup, epochs, lines of the log) of a training on the CPU."""
+    setup, log = prepare(splits, recipe, precision), io.StringIO()
+    rows = list(training.epochs(setup, recipe, log=log))
+    return setup, rows, log.getvalue().splitlines()
+
+
+def same_weights(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+
+
+def test_the_model_learns(splits):
+    _, rows, _ = trained(splits, tiny(epochs=30))
+    assert rows[-1].train_loss < 0.7 * rows[0].train_loss
+    assert rows[-1].correct >= 0.8 * len(splits[1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"] if has_bf16(CPU) else ["fp32"])
+def test_same_seed_same_weights_bit_for_bit(splits, precision):
+    models = [trained(splits, tiny(dropout=0.1, epochs=2, seed=s), precision)[0].model for s in (42, 42, 1)]
+    assert same_weights(models[0], models[1])
+    assert not torch.equal(models[0].cls_token, models[2].cls_token)
+
+
+def test_log_lines_are_the_assignments(splits):
+    _, rows, lines = trained(splits, tiny(epochs=2))
     assert lines[0] == "Epoch: 1"
     assert re.fullmatch(r"\[    0/42 \(  0 %\)\] Loss: \d\.\d{4}", lines[1])
     assert re.fullmatch(r"\[    8/42 \( 19 %\)\] Loss: \d\.\d{4}", lines[2])
-    scored = [line for line in lines if line.startswith("Average")]
-    assert len(scored) == 2
-    assert re.fullmatch(r"Average test loss: \d\.\d{4} Accuracy: \d+/18 \(\d+\.\d\d%\)", scored[-1])
-    assert f"Average test loss: {rows[-1]['test_loss']:.4f} " in scored[-1]
+    _, scored = [line for line in lines if line.startswith("Average")]
+    assert re.fullmatch(
+        rf"Average test loss: {rows[-1].test_loss:.4f} Accuracy: \d+/18 \(\d+\.\d\d%\)", scored
+    )
 
 
-def test_evaluate_agrees_with_scikit_learn(images):
-    model, _, _ = trained(images, tiny(epochs=2))
-    _, loader = data.make_loaders(images, tiny(), CPU)
-    losses = []
-    loss, correct, logits = train.evaluate(model, loader, losses, flip=True, log=lambda line: None)
-    assert losses == [loss]
-    labels = images.test.labels
-    assert correct / len(labels) == pytest.approx(accuracy_score(labels, logits.argmax(-1)))
-    assert loss == pytest.approx(log_loss(labels, logits.double().softmax(-1)), abs=1e-5)
+def test_the_templates_own_calls_train_with_plain_pytorch(capsys):
+    """A DataLoader over a TensorDataset and one Adam, four arguments and three."""
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    images = torch.randn(60, 1, 32, 32) * 0.3 + labels.reshape(-1, 1, 1, 1)
+    loader = DataLoader(TensorDataset(images, labels), batch_size=10, shuffle=True)
+    model = train.make_model(tiny(), 3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses, test_losses = [], []
+    for _ in range(3):
+        train.train_epoch(model, optimizer, loader, losses)
+        train.evaluate(model, loader, test_losses)
+    assert len(losses) == 18 and len(test_losses) == 3
+    assert test_losses[-1] < 0.5 * losses[0] and test_losses[-1] < test_losses[0]
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"\[   50/60 \( 83 %\)\] Loss: \d\.\d{4}", lines[5])
+    told = re.fullmatch(r"Average test loss: (\d\.\d{4}) Accuracy: (\d+)/60 \((\d+\.\d\d)%\)", lines[-1])
+    assert float(told[1]) == pytest.approx(test_losses[-1], abs=1e-4)
+    assert float(told[3]) == pytest.approx(100 * int(told[2]) / 60, abs=0.01)
 
 
-def test_symmetries_are_the_flips_and_quarter_turns_that_are_allowed():
+# The views of test images
+
+
+def test_symmetries_are_those_that_were_trained_with():
     image = torch.arange(9.0).reshape(1, 1, 3, 3)
 
-    def views(flip, transpose):
-        return [tuple(view.flatten().tolist()) for view in train.symmetries(image, flip, transpose)]
+    def views(**changes):
+        return [tuple(v.flatten().tolist()) for v in train.symmetries(image, tiny(**changes))]
 
     turned = [torch.rot90(x, k, (-2, -1)) for k in range(4) for x in (image, image.mT)]
-    assert sorted(views(True, True)) == sorted(tuple(x.flatten().tolist()) for x in turned)
-    assert views(False, False) == [tuple(image.flatten().tolist())]
-    assert len(set(views(True, False))) == 4
-    assert views(True, True)[0] == views(True, False)[0] == views(False, False)[0]
+    whole = views(transpose=True)
+    assert sorted(whole) == sorted(tuple(x.flatten().tolist()) for x in turned)
+    assert len(set(views(transpose=False))) == 4
+    one = [tuple(image.flatten().tolist())]
+    assert views(flip=False, transpose=False) == views(transpose=True, test_views=False) == one
+    assert whole[0] == views(transpose=False)[0] == one[0]
 
 
-def test_a_flipped_image_gets_the_same_prediction_from_all_flips(images):
-    model, _, _ = trained(images, tiny(epochs=1))
-    _, loader = data.make_loaders(images, tiny(), CPU)
+def test_a_flipped_image_gets_the_same_prediction_from_all_flips(splits):
+    setup, _, _ = trained(splits, tiny(epochs=1))
+    model, loader = setup.model, setup.test_loader
     batches = [(batch.flip(-1), labels) for batch, labels in loader]
-    upright, _ = train.predict(model, loader, flip=True)
-    flipped, _ = train.predict(model, batches, flip=True)
+    upright, _ = train.predict(model, loader, tiny())
+    flipped, _ = train.predict(model, batches, tiny())
     torch.testing.assert_close(flipped, upright, atol=1e-4, rtol=0)
     assert not torch.allclose(train.predict(model, batches)[0], train.predict(model, loader)[0], atol=1e-3)
 
 
-def test_test_views_are_those_that_were_trained_with():
-    assert train.test_views(tiny(transpose=False)) == {"flip": True, "transpose": False}
-    assert not any(train.test_views(tiny(test_views=False)).values())
+def test_the_last_epoch_is_the_score_of_the_trained_weights_in_fp32_and_scikit_learn_agrees(splits):
+    setup, rows, _ = trained(splits, tiny(epochs=2), "bf16")
+    losses, labels = [], splits[1].labels
+    loss, correct, logits = train.evaluate(setup.model, setup.test_loader, losses, tiny())
+    assert losses == [loss] == [rows[-1].test_loss] and correct == rows[-1].correct
+    assert torch.equal(rows[-1].logits, logits) and torch.equal(training.score(setup, tiny()), logits)
+    assert correct / len(labels) == pytest.approx(accuracy_score(labels, logits.argmax(-1)))
+    assert loss == pytest.approx(log_loss(labels, logits.double().softmax(-1)), abs=1e-5)
 
 
-def test_the_last_row_is_the_score_of_the_returned_weights_in_fp32(images):
-    model, rows, _ = trained(images, tiny(epochs=2), "bf16")
-    _, loader = data.make_loaders(images, tiny(), CPU)
-    loss, correct, _ = train.evaluate(model, loader, [], flip=True, log=lambda line: None)
-    assert rows[-1]["test_loss"] == loss
-    assert rows[-1]["test_accuracy"] == correct / len(images.test.files)
+def test_the_test_split_changes_nothing_in_training(splits):
+    whole, _, _ = trained(splits, tiny(epochs=2))
+    other, _, _ = trained((splits[0], some(splits[1], [0, 7, 9])), tiny(epochs=2))
+    assert same_weights(whole.model, other.model)
 
 
-def test_train_epoch_keeps_the_templates_leading_arguments(images):
-    recipe = tiny()
-    model = train.make_model(recipe, 3)
-    train_loader, test_loader = data.make_loaders(images, recipe, CPU)
-    losses, test_losses = [], []
-    train.train_epoch(model, train.make_optimizer(model, recipe), train_loader, losses)
-    train.evaluate(model, test_loader, test_losses)
-    assert len(losses) == 6
-    assert len(test_losses) == 1
-
-
-def test_the_estimate_is_the_time_of_a_step_for_all_steps_and_changes_nothing(images, monkeypatch):
-    recipe = tiny(dropout=0.1, epochs=12)
-    model = train.make_model(recipe, 3)
-    loaders = data.make_loaders(images, recipe, CPU)
-    undisturbed = next(iter(data.make_loaders(images, recipe, CPU)[0]))
-    before = {name: p.clone() for name, p in model.state_dict().items()}
-    draw = torch.random.get_rng_state()
-    clock = iter([0.0, 5.0, 10.0, 10.5])  # the first step, slow, and the second
-    monkeypatch.setattr(train.time, "perf_counter", lambda: next(clock))
-    expected = train.estimate_seconds(model, *loaders, recipe, "fp32")
-    # A step of 8 images took 0.5 s; 42 training images and a third of the cost for 18 test images, 12 epochs
-    assert expected == pytest.approx(0.5 / 8 * (42 + 18 / 3) * 12)
-    assert all(torch.equal(a, b) for a, b in zip(next(iter(loaders[0])), undisturbed))
-    assert torch.equal(torch.random.get_rng_state(), draw)
-    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
-
-
-def test_the_test_split_changes_nothing_in_training(images):
-    whole, _, _ = trained(images, tiny(epochs=2))
-    smaller = images._replace(test=data.Split(*(part[:5] for part in images.test)))
-    other, _, _ = trained(smaller, tiny(epochs=2))
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), other.parameters()))
+# Optimizers
 
 
 def test_learning_rate_rises_linearly_and_falls_as_half_a_cosine():
-    recipe = tiny(epochs=10, warmup_epochs=2.0, learning_rate=0.5)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.learning_rate)
-    scheduler = train.make_scheduler(optimizer, recipe, steps_per_epoch=5)
+    recipe = tiny(epochs=10, warmup_epochs=2.0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    (scheduler,) = train.make_schedulers([optimizer], recipe, steps_per_epoch=5)
     rates = []
     for _ in range(50):
         rates.append(scheduler.get_last_lr()[0])
@@ -160,10 +168,13 @@ def test_learning_rate_rises_linearly_and_falls_as_half_a_cosine():
 def test_weight_decay_reaches_the_matrices_alone():
     model = train.make_model(tiny(), 3)
     for recipe in (tiny(), tiny(muon_learning_rate=0.0)):
-        *decayed, free = train.make_optimizer(model, recipe).param_groups
-        matrices = [p for group in decayed for p in group["params"]]
+        adamw, *muon = train.make_optimizers(model, recipe)
+        assert len(muon) == bool(recipe.muon_learning_rate)
+        decayed, free = adamw.param_groups
+        groups = [decayed, *(group for optimizer in muon for group in optimizer.param_groups)]
+        matrices = [p for group in groups for p in group["params"]]
         assert {p.ndim for p in matrices} == {2}
-        assert {group["weight_decay"] for group in decayed} == {0.05}
+        assert {group["weight_decay"] for group in groups} == {0.05}
         assert free["weight_decay"] == 0
         assert len(matrices) + len(free["params"]) == len(list(model.parameters()))
         assert any(p is model.pos_embedding for p in free["params"])
@@ -173,10 +184,10 @@ def test_muon_turns_the_encoders_matrices_and_adamw_the_head():
     """One step of Muon from zero momentum moves a matrix by an orthogonal one, near enough."""
     recipe = tiny(weight_decay=0.0, warmup_epochs=0.0)
     model = train.make_model(recipe, 3)
-    optimizer = train.make_optimizer(model, recipe)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model(torch.randn(16, 1, 32, 32)).square().sum().backward()
-    optimizer.step()
+    for optimizer in train.make_optimizers(model, recipe):
+        optimizer.step()
     moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
     step = moved["transformer.layers.0.1.fn.net.0.weight"]  # 64 x 32
     sizes = torch.linalg.svdvals(step) / (recipe.muon_learning_rate * math.sqrt(64 / 32))
@@ -187,55 +198,240 @@ def test_muon_turns_the_encoders_matrices_and_adamw_the_head():
     assert moved["cls_token"].abs().median() == pytest.approx(recipe.learning_rate, rel=0.01)
 
 
-@pytest.mark.parametrize("rows, columns", [(48, 16), (16, 48), (32, 32)])
-def test_muon_takes_the_steps_of_pytorchs_own(rows, columns):
-    """Up to bf16's rounding, whose order the batched products change."""
-    torch.manual_seed(0)
-    start = [0.1 * torch.randn(rows, columns) for _ in range(3)] + [0.1 * torch.randn(8, 24)]
-    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
-    ways = [
-        (matrices, muon(matrices, lr=0.02, weight_decay=0.1))
-        for matrices, muon in ((ours, train.Muon), (theirs, torch.optim.Muon))
-    ]
-    for _ in range(5):
-        gradients = [torch.randn_like(p) for p in start]
-        for matrices, optimizer in ways:
-            for p, gradient in zip(matrices, gradients):
-                p.grad = gradient.clone()
-            optimizer.step()
-    for p, q, begin in zip(ours, theirs, start):
-        assert (p - q).norm() < 0.01 * (q - begin).norm()
-
-
-def test_orthogonalized_matrices_keep_their_singular_vectors():
-    """Newton-Schulz in float64 changes the singular values alone, to between 0.6 and 1.3."""
-    torch.manual_seed(0)
-    values = torch.linspace(0.1, 2.0, 12).double()
-    for rows, columns in ((12, 20), (20, 12)):
-        left, right = (torch.linalg.qr(torch.randn(2, n, 12).double()).Q for n in (rows, columns))
-        turned = train.orthogonalize(left * values @ right.mT)
-        inner = left.mT @ turned.double() @ right
-        sizes = inner.diagonal(dim1=1, dim2=2)
-        tolerance = 0.05 if train.has_bf16(CPU) else 1e-6
-        assert (inner - torch.diag_embed(sizes)).abs().max() < tolerance
-        assert sizes.min() > 0.6 and sizes.max() < 1.3
-
-
-def test_a_loss_that_is_no_number_stops_and_says_what_to_change(images):
+@pytest.mark.parametrize("clip_norm", [0.0, 0.01])
+def test_gradients_are_clipped_to_the_norm(splits, clip_norm):
+    """With plain gradient descent at rate 1 a step is as long as the true gradient, also one scaled up."""
+    loader = data.BatchLoader(splits[0], tiny(batch_size=42), CPU, train=True)
     model = train.make_model(tiny(), 3)
-    torch.nn.init.constant_(model.cls_token, math.nan)
-    loader, _ = data.make_loaders(images, tiny(), CPU)
-    with pytest.raises(InputError, match=r"loss became nan \(learning rate .*--set learning_rate=") as caught:
-        train.train_epoch(model, train.make_optimizer(model, tiny()), loader, [])
-    assert "\n" not in str(caught.value)
+    before = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    how = {"clip_norm": clip_norm, "scaler": torch.amp.GradScaler("cpu", init_scale=2.0**10)}
+    train.train_epoch(model, torch.optim.SGD(model.parameters(), lr=1.0), loader, [], **how)
+    step = (torch.nn.utils.parameters_to_vector(model.parameters()) - before).norm().item()
+    assert step == pytest.approx(0.01, rel=1e-3) if clip_norm else step > 0.1
+
+
+# Losses that are no numbers, and rates
+
+
+def test_advice_names_lower_rates_than_the_recipes_whenever_the_loss_goes_astray(splits):
+    recipe, said = tiny(epochs=6, learning_rate=2e-3, muon_learning_rate=0.03), []
+    for good_epochs in (0, 5):  # in the warm-up, and where the cosine is nearly down to 0
+        setup = prepare(splits, recipe)
+        epochs = training.epochs(setup, recipe)
+        for _ in range(good_epochs):
+            next(epochs)
+        torch.nn.init.constant_(setup.model.cls_token, math.nan)
+        with pytest.raises(InputError, match="the training loss became nan: try ") as caught:
+            next(epochs)
+        said.append(str(caught.value))
+        rates = dict(re.findall(r"--set (\w+)=(\S+?),? ", said[-1]))
+        assert 0 < float(rates.pop("learning_rate")) < recipe.learning_rate
+        assert 0 < float(rates.pop("muon_learning_rate")) < recipe.muon_learning_rate
+        assert not rates and "\n" not in said[-1]
+    assert said[0] == said[1]
+    assert "muon" not in training.advice(tiny(muon_learning_rate=0.0))
+
+
+@pytest.mark.parametrize("muon", [0.03, 0.0])
+def test_the_history_has_both_optimizers_rates_apart(splits, muon):
+    recipe = tiny(epochs=4, learning_rate=2e-3, muon_learning_rate=muon)
+    _, epochs, _ = trained(splits, recipe)
+    rows = [stages._row_of(epoch, len(splits[1]), 1.0) for epoch in epochs]
+    shares = [1.0, 0.75, 0.25, 0.0]  # a cosine after one epoch of warm-up
+    assert [row.learning_rate for row in rows] == pytest.approx([2e-3 * s for s in shares], abs=1e-9)
+    assert [row.muon_learning_rate for row in rows] == pytest.approx([muon * s for s in shares], abs=1e-9)
+    assert [row.epoch for row in rows] == [1, 2, 3, 4]
+    assert rows[-1].test_accuracy == epochs[-1].correct / 18
+
+
+# fp16, whose gradients are scaled up to stay above the smallest number
+
+
+@pytest.mark.parametrize("muon", [0.0, 0.01])
+def test_fp16_trains_with_scaled_gradients(splits, muon):
+    recipe = tiny(epochs=12, muon_learning_rate=muon)
+    setup, rows, _ = trained(splits, recipe, "fp16")
+    assert setup.scaler.is_enabled() and setup.scaler.get_scale() >= 1
+    assert len(setup.optimizers) == 1 + bool(muon)
+    assert rows[-1].train_loss < 0.95 * rows[0].train_loss
+    assert all(p.isfinite().all() for p in setup.model.parameters())
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+@pytest.mark.parametrize("muon", [0.0, 0.01])
+def test_a_step_whose_gradients_overflow_fp16_is_left_out(splits, muon, clip_norm):
+    recipe = tiny(batch_size=42, muon_learning_rate=muon)
+    model = train.make_model(recipe, 3)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    loader = data.BatchLoader(splits[0], recipe, CPU, train=True)
+    how = {"scaler": scaler, "precision": torch.float16, "clip_norm": clip_norm}
+    optimizers = train.make_optimizers(model, recipe)
+    train.train_epoch(model, optimizers, loader, [], **how)
+    assert scaler.get_scale() == 2.0**59
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    scaler.update(2.0**10)
+    train.train_epoch(model, optimizers, loader, [], **how)
+    assert scaler.get_scale() == 2.0**10
+    assert not any(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
+# Memory that runs out
+
+
+def limit(model, most):
+    """`model` on a card that holds no more than `most` images at once."""
+
+    def check(module, args):
+        if len(args[0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    model.register_forward_pre_hook(check)
+    return model
+
+
+@pytest.mark.parametrize(("most", "part"), [(0, 1), (1, 1), (3, 2), (15, 10), (21, None)])
+def test_trial_steps_find_how_many_images_fit_at_once(splits, most, part):
+    recipe = tiny(batch_size=21)
+    setup = prepare(splits, recipe, model=limit(train.make_model(recipe, 3), most))
+    with nullcontext() if most else pytest.raises(torch.OutOfMemoryError):
+        training.try_steps(setup, recipe)
+    assert setup.micro_batch == part
+
+
+@pytest.mark.parametrize("most", [64, 3])
+def test_trial_steps_estimate_the_time_and_change_nothing_that_training_draws_from(splits, monkeypatch, most):
+    recipe = tiny(dropout=0.1, mixup=0.4, epochs=12)
+    models = [limit(train.make_model(recipe, 3), most) for _ in "ab"]
+    setup, undisturbed = (prepare(splits, recipe, model=model) for model in models)
+    draw, clock = torch.random.get_rng_state(), 0.0
+
+    def count(module, args):  # a step on the first image seen takes 5 s, each later one 0.5 s
+        nonlocal clock
+        clock += 0.5 if clock else 5.0
+
+    setup.model.register_forward_pre_hook(count)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.time, "perf_counter", lambda: clock)
+        seconds = training.try_steps(setup, recipe)
+    # Steps of 8 images: 42 training images and a third of the cost for 18 test images, 12 epochs.
+    steps = 1 if most == 64 else 4  # two images at a time
+    assert seconds == pytest.approx(0.5 * steps / 8 * (42 + 18 / 3) * 12)
+    assert torch.equal(torch.random.get_rng_state(), draw)
+    assert not any(optimizer.state for optimizer in setup.optimizers)
+    assert all(p.grad is None for p in setup.model.parameters())
+    for one, other in zip(setup.model.parameters(), undisturbed.model.parameters()):
+        assert torch.equal(one, other)
+    for one, other in zip(setup.train_loader, undisturbed.train_loader):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("part", [1, 2, 10, 21, 40])
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_gradients_of_a_batch_in_parts_are_those_of_the_whole_batch(splits, part, mixup):
+    recipe = tiny(batch_size=21, mixup=mixup)
+    batch, found = some(splits[0], range(0, 42, 2)), []
+    for model, size in ((train.make_model(recipe, 3), None), (train.make_model(recipe, 3), part)):
+        loader, losses = data.BatchLoader(batch, recipe, CPU, train=True), []
+        still = torch.optim.SGD(limit(model, size or 21).parameters(), lr=0.0)
+        how = {"label_smoothing": 0.1, "micro_batch": size}
+        found.append((*train.train_epoch(model, still, loader, losses, **how), losses[0]))
+        found.append([p.grad for p in model.parameters()])
+    assert found[2] == pytest.approx(found[0])
+    for one, other in zip(found[1], found[3]):
+        torch.testing.assert_close(other, one, atol=1e-6, rtol=1e-4)
+
+
+def test_training_and_scoring_in_parts_give_the_losses_of_whole_batches(splits):
+    recipe = tiny(epochs=2, batch_size=16, muon_learning_rate=0.0, learning_rate=1e-4)
+    rows, orders = {}, {}
+    for most in (64, 3):
+        setup = prepare(splits, recipe, model=limit(train.make_model(recipe, 3), most))
+        training.try_steps(setup, recipe)
+        rows[most] = list(training.epochs(setup, recipe))
+        orders[most] = setup.train_loader.generator.get_state()
+    assert torch.equal(orders[64], orders[3])  # the same order, shifts and flips
+    for whole, cut in zip(rows[64], rows[3]):
+        assert cut.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
+        assert cut.test_loss == pytest.approx(whole.test_loss, rel=1e-4)
+        torch.testing.assert_close(cut.logits, whole.logits, atol=1e-4, rtol=1e-3)
+
+
+def test_other_errors_of_a_model_are_not_taken_for_a_lack_of_memory(splits):
+    setup = prepare(splits, tiny())
+
+    def fail(module, args):
+        raise RuntimeError("something else")
+
+    setup.model.register_forward_pre_hook(fail)
+    for use in (training.try_steps, training.score, lambda *args: list(training.epochs(*args))):
+        with pytest.raises(RuntimeError, match="something else"):
+            use(setup, tiny())
+    assert setup.micro_batch is None
+
+
+def test_errors_that_mean_too_little_memory_are_known():
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"))
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+    assert is_out_of_memory(
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+    )
+    assert not is_out_of_memory(RuntimeError("expected scalar type Float"))
+
+
+@pytest.mark.parametrize("most", [2, 0])
+def test_the_command_says_that_it_cuts_batches_or_cannot(tmp_path, monkeypatch, capsys, most):
+    make_model = train.make_model
+    monkeypatch.setattr(train, "make_model", lambda *args: limit(make_model(*args), most))
+    args = ["--student-id", "1", "--data", str(make_folder(tmp_path / "d", {"a": 10, "b": 10})), *TINY_ARGS]
+    code = run.main([*args, "--set", "epochs=1", "--output-dir", str(tmp_path / "o")])
+    said = capsys.readouterr()
+    if most:
+        assert code == 0
+        assert said.out.count("the memory holds 2 images at a time: gradients are added up") == 1
+        assert said.err == ""
+    else:
+        assert (code, said.err.count("\n")) == (2, 1)
+        assert "memory became too small" in said.err and "make dim, depth or image_size smaller" in said.err
+
+
+# Devices
 
 
 def test_devices_and_precisions_that_are_not_there_are_refused():
-    assert train.choose_device("cpu") == CPU
+    assert choose_device("cpu") == CPU
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="--device cuda: PyTorch finds none here"):
-            train.choose_device("cuda")
+            choose_device("cuda")
     with pytest.raises(InputError, match="fp16 needs an NVIDIA GPU"):
-        train.choose_precision("fp16", CPU)
-    assert train.choose_precision("fp32", CPU) == "fp32"
-    assert train.choose_precision("auto", CPU) == ("bf16" if train.has_bf16(CPU) else "fp32")
+        choose_precision("fp16", CPU)
+    assert choose_precision("fp32", CPU) == "fp32"
+    assert choose_precision("auto", CPU) == ("bf16" if has_bf16(CPU) else "fp32")
+
+
+# Checkpoints
+
+DAMAGES = {
+    "zero-filled": lambda content: bytes(len(content)),
+    "truncated": lambda content: content[: len(content) // 2],
+    "flipped bit": lambda content: content[:90_000] + bytes([content[90_000] ^ 1]) + content[90_001:],
+    "empty": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "gone"])
+def test_a_damaged_checkpoint_is_one_line(splits, tmp_path, damage):
+    path, recipe = tmp_path / "checkpoint.pt", tiny()
+    setup = prepare(splits, recipe)
+    checkpoint = Checkpoint(path, Start(NamedRecipe("default", recipe), Findings(), "fp32", None))
+    checkpoint.save(setup, 1.5)
+    assert Checkpoint.load(path).start == checkpoint.start and Checkpoint.load(path).seconds == 1.5
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(InputError, match=r"checkpoint\.pt is damaged \(.*\): run without --resume") as caught:
+        Checkpoint.load(path)
+    assert "\n" not in str(caught.value)

@@ -1,6 +1,5 @@
 """A bundle that is what its report states holds, and one that is not fails with a reason."""
 
-import json
 import re
 import shutil
 import sys
@@ -9,22 +8,16 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import Bundle
+from conftest import ROOT, call, refused, run_program
 
-import run
-import sandbox
-import verification
-from sandbox import SubmissionError, submitted_logits
-
-
-@pytest.fixture
-def copy(bundle, tmp_path):
-    """A copy of the finished bundle, to change."""
-    shutil.copytree(bundle.folder, tmp_path / "outputs" / "0812345")
-    return Bundle(tmp_path, "0812345")
+import verify.__main__
+from lab.recipe import load_recipe
+from lab.record import write_record
+from verify import sandbox, verification
+from verify.sandbox import SubmissionError, submitted_logits
 
 
-def verify(folder, tmp_path):
+def verdict(folder, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir(exist_ok=True)
     (found,) = verification.find_bundles(folder, scratch)
@@ -42,12 +35,12 @@ def test_a_folder_of_many_gets_a_line_each_and_a_table(bundle, copy, capsys):
         {name: torch.zeros_like(value) for name, value in weights.items()}, other / "777_Lab8_Homework.pth"
     )
 
-    assert run.main(["--verify", str(copy.home), "--data", str(bundle.home / "dataset.zip")]) == 1
+    assert call("--verify", copy.home, "--data", bundle.home / "dataset.zip") == 1
 
     said = capsys.readouterr().out
     right, total = re.search(r"0812345  holds: (\d+) of (\d+) right", said).groups()
-    results = json.loads((bundle.run / "record.json").read_text())["results"]
-    assert (int(right), int(total)) == (results["correct"], results["total"])
+    results = bundle.record.results
+    assert (int(right), int(total)) == (results.correct, results.total)
     (line,) = [line for line in said.splitlines() if "777  FAILED" in line]
     assert "the .pth is not the file whose hash the PDF states" in line
     assert "loss: measured 1.0986, the PDF states" in line  # ln 3: all classes equally likely
@@ -56,8 +49,8 @@ def test_a_folder_of_many_gets_a_line_each_and_a_table(bundle, copy, capsys):
 
 
 def test_the_upload_zip_holds_the_three_files_and_is_verified_alone(bundle, copy, tmp_path, capsys):
-    args = ["--student-id", "0812345", "--output-dir", str(copy.folder.parent), "--report-only", "--zip"]
-    assert run.main([*args, "--quiet"]) == 0
+    assert call(*copy.args, "--report-only", "--zip", "--quiet") == 0
+    capsys.readouterr()
     path = copy.folder / "0812345_Lab8_Homework.zip"
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
@@ -67,23 +60,39 @@ def test_the_upload_zip_holds_the_three_files_and_is_verified_alone(bundle, copy
     # Beside its own files it counts once.
     assert [b.student_id for b in verification.find_bundles(copy.folder, tmp_path)] == ["0812345"]
 
-    assert run.main(["--verify", str(path), "--data", str(bundle.home / "dataset.zip")]) == 0
-    assert "0812345  holds" in capsys.readouterr().out
+    images = str(bundle.home / "dataset.zip")
+    assert call("--verify", path, "--data", images) == 0
+    said = capsys.readouterr().out
+    assert "0812345  holds" in said
+    # The command of its own says the same.
+    assert verify.__main__.main([str(path), "--data", images]) == 0
+    assert capsys.readouterr().out == said
+
+
+def test_the_command_of_its_own_has_a_help_and_refuses_in_one_line(copy, tmp_path, capsys):
+    process = run_program("-m", "verify", "--help", cwd=ROOT)
+    assert process.returncode == 0 and "python -m verify handed_in --data dataset.zip" in process.stdout
+    copy.code.write_text("def f(:")
+    assert verify.__main__.main([str(copy.folder)]) == call("--verify", copy.folder) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second and "FAILED: the .py is not a Python program" in first
+    assert verify.__main__.main([str(tmp_path / "nowhere")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("verify: ") and "there is no such folder or zip" in said and said.count("\n") == 1
 
 
 def test_a_report_that_states_more_than_the_weights_reach_fails(copy, tmp_path):
-    record = json.loads((copy.run / "record.json").read_text())
-    results = record["results"]
-    results["correct"] -= 1
-    results["accuracy"] = results["correct"] / results["total"]
-    results["confusion_matrix"][0][0] -= 1
-    (copy.run / "record.json").write_text(json.dumps(record))
-    args = ["--student-id", "0812345", "--output-dir", str(copy.folder.parent), "--report-only", "--quiet"]
-    assert run.main(args) == 0
+    record = copy.record
+    results = record.results
+    results.correct -= 1
+    results.accuracy = results.correct / results.total
+    results.confusion_matrix[0][0] -= 1
+    write_record(copy.run / "record.json", record)
+    assert call(*copy.args, "--report-only", "--quiet") == 0
 
-    faults = verify(copy.folder, tmp_path).faults
+    faults = verdict(copy.folder, tmp_path).faults
 
-    assert any(re.match(rf"correct: measured \d+, the PDF states {results['correct']}", f) for f in faults)
+    assert any(re.match(rf"correct: measured \d+, the PDF states {results.correct}", f) for f in faults)
     assert "the confusion matrix differs from the PDF's" in faults
 
 
@@ -91,15 +100,15 @@ def test_a_report_that_states_more_than_the_weights_reach_fails(copy, tmp_path):
     ("spoil", "fault"),
     [
         (lambda b: b.pdf.unlink(), "there is no 0812345_Lab8_Homework.pdf"),
-        (lambda b: b.pdf.write_bytes(b"%PDF-1.7 and nothing more"), "the PDF can't be read"),
-        (lambda b: b.code.write_text("def f(:"), "the .py is no Python program"),
+        (lambda b: b.pdf.write_bytes(b"%PDF-1.7 and nothing more"), "the PDF cannot be read"),
+        (lambda b: b.code.write_text("def f(:"), "the .py is not a Python program"),
         (lambda b: b.code.write_text("import this"), "the code has no SETTINGS"),
         (lambda b: b.code.write_text("import timm\nSETTINGS = f()"), "ready-made model: timm"),
     ],
 )
 def test_files_that_are_not_what_they_should_be(copy, tmp_path, spoil, fault):
     spoil(copy)
-    faults = verify(copy.folder, tmp_path).faults
+    faults = verdict(copy.folder, tmp_path).faults
     assert fault in "; ".join(faults)
     assert "Traceback" not in "; ".join(faults)
 
@@ -140,7 +149,8 @@ def answer_of(tmp_path, line="pass", weights=None):
         weights = {"1.weight": torch.arange(48.0).view(3, 16) / 48, "1.bias": torch.zeros(3)}
     torch.save(weights, pth)
     images = torch.arange(5 * 16, dtype=torch.uint8).view(5, 1, 4, 4)
-    return submitted_logits(code, pth, images, 3, scratch, standardize=False, flip=False, transpose=False)
+    plain = [(name, False) for name in ("standardize", "flip", "transpose")]
+    return submitted_logits(code, pth, images, 3, scratch, load_recipe("default", plain))
 
 
 def test_the_logits_are_the_submitted_models(tmp_path):
@@ -214,7 +224,7 @@ class Harmful:
     [
         (
             {"1.weight": torch.full((3, 16), float("nan")), "1.bias": torch.zeros(3)},
-            "logits that are no numbers",
+            "logits that are not numbers",
         ),
         ({"1.weight": torch.zeros(4, 16), "1.bias": torch.zeros(4)}, "size mismatch"),
         ({"other": torch.zeros(3)}, "Missing key"),
@@ -252,6 +262,4 @@ def test_names_in_a_zip_lead_nowhere(tmp_path):
 )
 def test_places_without_bundles_are_refused(tmp_path, capsys, make, message):
     make(tmp_path / "here")
-    assert run.main(["--verify", str(tmp_path / "here")]) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    assert message in refused(capsys, "--verify", tmp_path / "here")

@@ -1,0 +1,1 @@
+"""What surrounds a run: options, recipe, intake of strangers' files, machine, record, bundle, console."""

@@ -1,0 +1,196 @@
+"""The output folder: the three files of a bundle appear in it together, or not at all."""
+
+import contextlib
+import ctypes
+import io
+import os
+import re
+import shutil
+import sys
+import zipfile
+
+from lab.errors import InputError
+from lab.files import take_lock, to_disk, write_whole
+
+KINDS = ("pdf", "py", "pth")  # report, code, weights
+STUDENT_ID = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+
+
+def check_student_id(text):
+    """The id as given. InputError unless it is fit for a file name on every system."""
+    if not re.fullmatch(STUDENT_ID, text):
+        raise InputError(
+            f"--student-id {text!r}: use letters, digits, '-' and '_' only (at most 64), "
+            "as it becomes part of the file names"
+        )
+    return text
+
+
+def bundle_names(student_id):
+    """The file names that the assignment asks for: report, code, weights."""
+    return [f"{student_id}_Lab8_Homework.{kind}" for kind in KINDS]
+
+
+def notebook_name(student_id):
+    """The file name of the code as a notebook, which the assignment takes too."""
+    return f"{student_id}_Lab8_Homework.ipynb"
+
+
+def zip_name(student_id):
+    """The file name of the upload archive."""
+    return f"{student_id}_Lab8_Homework.zip"
+
+
+def zip_bundle(folder, student_id, wanted):
+    """The three files as one zip to upload, if wanted or if there is an older one. -> [its path] or []
+
+    The same files give the same bytes.
+    """
+    path = folder / zip_name(student_id)
+    if not wanted and not path.exists():
+        return []
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in bundle_names(student_id):
+            archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes(), zipfile.ZIP_DEFLATED)
+    write_whole(path, content.getvalue())
+    return [path]
+
+
+def check_output(folder, student_id, force):
+    """InputError if `folder` holds a finished bundle, unless it may be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: move it away or name another --output-dir")
+    names = [*bundle_names(student_id), notebook_name(student_id)]
+    finished = [name for name in names if (folder / name).exists()]
+    if finished and not force:
+        raise InputError(
+            f"{folder} already holds {', '.join(finished)}: add --force to replace the bundle, "
+            "--report-only to draw its PDF again, or name another --output-dir"
+        )
+
+
+CHECKPOINT = "checkpoint.pt"  # in the run folder, while a run is not finished
+
+
+def lock_folder(folder):
+    """The lock of an output folder, for this process alone. InputError if another process has it.
+
+    The file lies beside the folder and stays: one inside would move with it, and a second process could
+    take the lock of a folder that is just being put in place.
+    """
+    busy = f"another run is writing {folder}: wait for it, or name another --output-dir"
+    return take_lock(folder.parent / f".{folder.name}.lock", busy)
+
+
+class Staging:
+    """A folder under construction. What is in it after a failure is kept for --resume once an epoch is
+    finished, and published as it is if `keep` was set: weights trained for minutes are worth more
+    than a clean exit."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.run = folder / "run"
+        self.run.mkdir(exist_ok=True)
+        self.checkpoint = self.run / CHECKPOINT
+        self.keep = False
+
+
+@contextlib.contextmanager
+def staged(folder, student_id, resume=False):
+    """A Staging beside `folder` that takes its place when the block ends well.
+
+    Files in `folder` that are not the bundle's stay. After a failure the old folder is as it was, and
+    after a power cut or a kill it is the old or the new one. With `resume` the Staging is that of the
+    interrupted run. InputError if there is none, if another run is at work, or if nothing can be
+    written.
+    """
+    partial = folder.parent / f".{student_id}-partial"
+    with lock_folder(folder):
+        _recover(partial, folder, student_id)
+        if resume and not (partial / "run" / CHECKPOINT).is_file():
+            shutil.rmtree(partial, ignore_errors=True)
+            raise InputError(f"there is no interrupted run of {student_id} to resume: run without --resume")
+        partial.mkdir(exist_ok=True)
+        if not resume:
+            _empty(partial)
+        staging = Staging(partial)
+        try:
+            yield staging
+            _publish(partial, folder, student_id)
+        except BaseException as error:
+            useful = staging.checkpoint.is_file() and (resume or not isinstance(error, InputError))
+            if staging.keep and not folder.exists():
+                _publish(partial, folder, student_id)
+                print(f"run.py: the trained run is kept: add --report-only for {folder}", file=sys.stderr)
+            elif useful:
+                again = f"--student-id {student_id} --resume"
+                print(f"run.py: {again} goes on from the last epoch", file=sys.stderr)
+            else:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _empty(partial):
+    for path in partial.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _publish(new, folder, student_id):
+    """Put the finished folder `new` in the place of `folder`, at once where the system can."""
+    # All of it must be on the disk before the rename, which may get there first.
+    for path in (*(new / name for name in bundle_names(student_id)), new / "run" / "record.json", new):
+        if path.exists():
+            to_disk(path)
+    if not folder.exists():
+        new.rename(folder)
+    elif not _exchange(new, folder):
+        folder.rename(_aside(folder))
+        new.rename(folder)
+    to_disk(folder.parent)
+    _remove_old(_aside(folder), folder, student_id)
+    _remove_old(new, folder, student_id)
+    # Last: a `new` that holds it is still to be published, one without is what was replaced.
+    (folder / "run" / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _aside(folder):
+    return folder.with_name(f".{folder.name}-old")
+
+
+def _recover(partial, folder, student_id):
+    """Complete a publishing that was cut off."""
+    old = _aside(folder)
+    if old.exists() and not folder.exists():  # cut off between the two renames
+        old.rename(folder)
+    _remove_old(old, folder, student_id)
+    if folder.exists() and partial.exists() and not (partial / "run" / CHECKPOINT).is_file():
+        _carry_over(partial, folder, student_id)
+
+
+def _carry_over(old, folder, student_id):
+    """Move the files in `old` that are not the bundle's to `folder`."""
+    ours = {"run", "latex", *bundle_names(student_id)}
+    ours |= {notebook_name(student_id), zip_name(student_id)}
+    for path in old.iterdir():
+        if path.name not in ours and not (folder / path.name).exists():
+            path.rename(folder / path.name)
+
+
+def _remove_old(old, folder, student_id):
+    if old.exists():
+        _carry_over(old, folder, student_id)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(a, b):
+    """Swap two paths in one step (renameat2, Linux). False where the system or file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0

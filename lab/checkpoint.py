@@ -1,0 +1,124 @@
+"""An interrupted training goes on where its last finished epoch ended: `run.py --resume`.
+
+A checkpoint holds all that the next epoch depends on (model, optimizers, schedules, loss scaling, order
+of the images, random numbers) and what the run has said so far. On the CPU the resumed run ends
+with the same weights, bit for bit, as one that was never interrupted.
+"""
+
+import hashlib
+import io
+import json
+import pickle
+from dataclasses import dataclass
+
+import msgspec
+import torch
+
+from lab.errors import InputError
+from lab.files import write_whole
+from lab.findings import Findings
+from lab.record import EpochRow, NamedRecipe
+
+MAGIC = b"ViT-checkpoint-4\n"  # and a SHA-256 of all that follows: one flipped bit is found
+DIGEST = 32  # bytes
+
+
+@dataclass
+class Start:
+    """What a run was started with. `folder`: of the images, as seen from the run folder; "" until read."""
+
+    recipe: NamedRecipe
+    findings: Findings
+    precision: str
+    name: str | None
+    folder: str = ""
+    kind: str = ""
+    source_name: str = ""
+    fingerprint: str = ""
+
+
+class Checkpoint:
+    """The state of a training at the end of an epoch, kept in the file `path`.
+
+    `history` has an EpochRow for each finished epoch, `seconds` is the time they took, `log` the text of
+    their log.
+    """
+
+    def __init__(self, path, start):
+        self.path = path
+        self.start = start
+        self.history = []
+        self.seconds = 0.0
+        self.log = ""
+        self._state = None
+
+    @classmethod
+    def load(cls, path):
+        """The Checkpoint in a file. InputError if it is damaged or of another version."""
+        again = "run without --resume"
+        try:
+            content = path.read_bytes()
+            if not content.startswith(MAGIC[:14]):
+                raise ValueError("it is not a checkpoint")
+            if not content.startswith(MAGIC):
+                raise InputError(f"{path} was written by another version: {again}")
+            body = content[len(MAGIC) + DIGEST :]
+            if hashlib.sha256(body).digest() != content[len(MAGIC) : len(MAGIC) + DIGEST]:
+                raise ValueError("its content has changed")
+            # weights_only: a checkpoint is a pickle, and one from a stranger could run code.
+            saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+            checkpoint = cls(path, msgspec.json.decode(saved["start"], type=Start))
+            checkpoint.history = msgspec.json.decode(saved["history"], type=list[EpochRow])
+            checkpoint.seconds, checkpoint.log = saved["seconds"], saved["log"]
+            checkpoint._state = saved["state"]
+        except InputError:
+            raise
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise InputError(f"{path} is damaged ({error}): {again}") from None
+        return checkpoint
+
+    def restore(self, setup):
+        """Put the saved state into a training.Setup. -> the number of epochs done"""
+        state, self._state = self._state, None  # its memory
+        if state is None:
+            return 0
+        setup.model.load_state_dict(state["model"])
+        setup.scaler.load_state_dict(state["scaler"])
+        for part, saved in zip(
+            setup.optimizers + setup.schedulers, state["optimizers"] + state["schedulers"]
+        ):
+            part.load_state_dict(saved)
+        setup.train_loader.generator.set_state(state["order"])
+        setup.train_loader.rng.bit_generator.state = json.loads(state["mixup"])
+        torch.set_rng_state(state["random"])
+        if state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+        return len(self.history)
+
+    def save(self, setup, seconds):
+        """Write the file anew after an epoch, whole or not at all. `seconds`: those of this process.
+
+        OSError if that fails.
+        """
+        loader = setup.train_loader
+        state = {
+            "model": setup.model.state_dict(),
+            "scaler": setup.scaler.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in setup.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in setup.schedulers],
+            "order": loader.generator.get_state(),
+            "mixup": json.dumps(loader.rng.bit_generator.state),  # its numbers are longer than 64 bits
+            "random": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if setup.device.type == "cuda" else None,
+        }
+        saved = {
+            "start": msgspec.json.encode(self.start),
+            "history": msgspec.json.encode(self.history),
+            "seconds": self.seconds + seconds,
+            "log": self.log,
+            "state": state,
+        }
+        body = io.BytesIO()  # torch.save into a full disk says nothing that helps
+        torch.save(saved, body)
+        content = body.getvalue()
+        write_whole(self.path, MAGIC + hashlib.sha256(content).digest() + content)

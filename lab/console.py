@@ -1,0 +1,127 @@
+"""What a person sees while the command runs: stages by name and live bars, or plain lines in a file."""
+
+import contextlib
+import time
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+
+def clock(seconds):
+    """Seconds as "42 s" or "3 min 05 s"."""
+    seconds = round(seconds)
+    return f"{seconds} s" if seconds < 60 else f"{seconds // 60} min {seconds % 60:02d} s"
+
+
+class Screen:
+    """Stages, lines and bars on the terminal; nothing at all when quiet."""
+
+    def __init__(self, quiet, stages):
+        self.console = Console(quiet=quiet, highlight=False)
+        self.stages = stages  # how many there will be
+        self.number = 0
+        self.seconds = {}
+
+    def say(self, text, style=None):
+        self.console.print(f"      {escape(text)}", style=style, soft_wrap=True)
+
+    def conclude(self, record, paths, seconds):
+        """The last lines of a run: its files and its result."""
+        results = record.results
+        verdict = "passed" if results.passed else "not reached"
+        about = " on demonstration images" if record.data.demonstration else ""
+        self.console.print()
+        for path in paths:
+            print(path)
+        self.console.print(
+            f"\n[bold]Test accuracy {results.accuracy:.2%}[/]{about} ({results.correct} of {results.total}; "
+            f"{results.baseline:.0%} baseline {verdict}) in {clock(seconds)}",
+            soft_wrap=True,
+        )
+
+    def table(self, header, rows):
+        """A table of text cells."""
+        table = Table(*header, box=box.SIMPLE)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        self.console.print(table)
+
+    @contextlib.contextmanager
+    def stage(self, name):
+        """Announce a stage and keep its duration in `seconds`."""
+        self.number += 1
+        self.console.print(
+            f"[bold blue]{self.number}/{self.stages}[/]  [bold]{escape(name)}[/]", soft_wrap=True
+        )
+        start = time.perf_counter()
+        yield
+        self.seconds[name.lower()] = time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def count(self, what, total=None):
+        """A bar that counts single things; yields a function to call after each."""
+        with self._progress(MofNCompleteColumn()) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda: progress.advance(task)
+
+    @contextlib.contextmanager
+    def training(self, epochs, batches, done=0):
+        """The TrainingBar of so many epochs and batches an epoch, with `done` epochs behind it."""
+        with self._progress(TextColumn("{task.fields[scores]}")) as progress:
+            yield TrainingBar(self, progress, epochs, batches, done)
+
+    def _progress(self, *columns):
+        return Progress(
+            TextColumn("     "),
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            *columns,
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+
+
+class TrainingBar:
+    """A bar that moves with each batch and shows the scores of each epoch.
+
+    Where there is no terminal to redraw, about ten lines are printed in all.
+    """
+
+    def __init__(self, screen, progress, epochs, batches, done):
+        self.screen, self.progress, self.epochs = screen, progress, epochs
+        self.task = progress.add_task(
+            self._name(done + 1), total=epochs * batches, completed=done * batches, scores=""
+        )
+
+    def _name(self, epoch):
+        return f"epoch {min(epoch, self.epochs)}/{self.epochs}"
+
+    def tick(self):
+        """Move on by one batch."""
+        self.progress.advance(self.task)
+
+    def show(self, row):
+        """Show the scores of an EpochRow."""
+        scores = (
+            f"loss {row.train_loss:.3f}  test loss {row.test_loss:.3f}  test accuracy {row.test_accuracy:.2%}"
+        )
+        self.progress.update(self.task, description=self._name(row.epoch + 1), scores=scores)
+        if not self.screen.console.is_terminal and row.epoch % max(1, self.epochs // 10) in (0, self.epochs):
+            left = (self.epochs - row.epoch) * row.seconds
+            self.screen.say(f"epoch {row.epoch}/{self.epochs}  {scores}  about {clock(left)} left")

@@ -1,0 +1,48 @@
+"""The one error that a user's input leads to, and what is said of the system's errors."""
+
+import contextlib
+import errno
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used. The text is one line: what is wrong, where, what to do."""
+
+
+@contextlib.contextmanager
+def told(hint=""):
+    """Turn a plain ValueError of the graded core into an InputError, with a hint that may name flags."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{error}: {hint}" if hint else str(error)) from None
+
+
+def is_out_of_memory(error):
+    """Whether an error says that memory is too small: a GPU's, Apple's, or the main memory."""
+    import torch
+
+    said = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")  # by plain RuntimeErrors
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in said)
+
+
+HINTS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there")
+HINTS |= dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS), "give access to it, or name another --output-dir"
+)
+
+
+def explain(error):
+    """An error that a run may end with, in one line for its user; None for one that is a fault of ours."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in HINTS:
+        what = f" {error.filename!r}" if error.filename else ""
+        return f"{error.strerror}{what}: {HINTS[error.errno]}"
+    if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
+        return (
+            "the memory became too small: close other programs and go on with --resume, or make dim, depth "
+            "or image_size smaller"
+        )
+    return None

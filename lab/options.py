@@ -1,0 +1,235 @@
+"""The command line of run.py: flags in groups, and which of them go together."""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.bundle import check_student_id
+from lab.errors import InputError
+from lab.limits import Limits, limits_of
+from lab.recipe import Recipe, load_recipe, named_recipes, parse_setting
+
+FRESH = "fresh"  # in place of a study's file: make the study now
+EXAMPLES = """\
+examples:
+  python run.py --student-id 0812345                        try it: drawn demonstration images
+  python run.py --student-id 0812345 --data dataset.zip     your images: a zip or a folder
+  python run.py --student-id 0812345 --name "Lin Mei" --set epochs=120 --set learning_rate=5e-4
+  python run.py --student-id 0812345 --answers my_answers --report-only
+                                                            new words, same measurements
+  python run.py --verify outputs/0812345                    does the bundle hold what its PDF states?
+
+other commands: python -m study --help (recipes: search, compare), python -m verify --help (many bundles)
+
+hyperparameters for --set (defaults of the recipe `default`):
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asked of run.py. `settings` are the (name, value) pairs that change the recipe."""
+
+    student_id: str | None
+    name: str | None
+    data: str | None
+    limits: Limits
+    recipe_name: str
+    recipe: Recipe
+    settings: tuple
+    device: str
+    precision: str
+    study: bool
+    budget: str | None
+    diary: str | None
+    compare: str | None
+    resume: bool
+    output_dir: Path
+    answers: Path | None
+    latex: bool
+    notebook: bool
+    zip: bool
+    force: bool
+    report_only: bool
+    verify: Path | None
+    no_verify: bool
+    quiet: bool
+
+    @property
+    def folder(self):
+        """The output folder of the student's id."""
+        return self.output_dir / self.student_id
+
+    @property
+    def stages(self):
+        """How many stages a run with these options has."""
+        drawn = 1 if self.report_only else 6 + self.makes_studies
+        return 0 if self.verify else drawn + self.notebook + self.checks_bundle
+
+    @property
+    def makes_studies(self):
+        """Whether a study is to be made within the run, which adds a stage."""
+        return self.study or FRESH in (self.diary, self.compare)
+
+    @property
+    def checks_bundle(self):
+        """Whether the new bundle is verified at the end. New words change no measurement."""
+        return not (self.no_verify or self.report_only)
+
+
+def make_parser():
+    """The argparse parser of run.py."""
+    hyperparameters = "".join(
+        f"  {f.name + ' = ' + str(f.default).lower():27} {f.metadata['doc']}\n"
+        for f in dataclasses.fields(Recipe)
+    )
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        usage="run.py --student-id ID [--data PATH] [options]",
+        description="Train a hand-written Vision Transformer on a zip or folder of images and write "
+        "<id>_Lab8_Homework.pdf, .py and .pth to outputs/<id>/.",
+        epilog=EXAMPLES + hyperparameters,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for add in (_add_data, _add_training, _add_outputs, _add_afterwards):
+        add(parser)
+    return parser
+
+
+def _add_data(parser):
+    group = parser.add_argument_group("what to train on")
+    group.add_argument(
+        "--data",
+        metavar="PATH",
+        help="zip or folder with a folder of images for each class, or 'demo' (default: dataset.zip or "
+        "dataset/ here, else drawn demonstration images)",
+    )
+    group.add_argument(
+        "--limit",
+        metavar="NAME=N",
+        action="append",
+        default=[],
+        help="what it may hold: images (default 200000), image_mb (200), total_gb (50, a zip)",
+    )
+
+
+def _add_training(parser):
+    group = parser.add_argument_group("how to train")
+    names = ", ".join(named_recipes())
+    group.add_argument("--recipe", metavar="NAME", default="default", help=f"{names}, or a .toml file")
+    group.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="change one hyperparameter of the recipe (repeatable; list below)",
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="training seed, the same as --set seed=N")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of the forward and backward pass (default: the fastest the device has)",
+    )
+    group.add_argument("--resume", action="store_true", help="go on with this id's interrupted run")
+    group.add_argument("--study", action="store_true", help="first search for a better recipe, train that")
+    group.add_argument("--budget", metavar="HOW MUCH", help="of --study: 90s, 10m (default), 2h, or trials")
+
+
+def _add_outputs(parser):
+    group = parser.add_argument_group("what to write")
+    group.add_argument("--student-id", metavar="ID", help="names the three files")
+    group.add_argument("--name", metavar="NAME", help="your name, for the title block")
+    group.add_argument(
+        "--answers", metavar="DIR", type=Path, help="your answers q06.md ... q10d.md, in place of ours"
+    )
+    group.add_argument("--output-dir", metavar="DIR", type=Path, default=Path("outputs"))
+    group.add_argument("--force", action="store_true", help="replace a finished bundle of this id")
+    group.add_argument("--latex", action="store_true", help="also the report as LaTeX, in latex/")
+    group.add_argument("--notebook", action="store_true", help="also the code as a notebook, with outputs")
+    group.add_argument("--zip", action="store_true", help="also one zip of the three files, to upload")
+    for flag, what in (
+        ("--diary", "ablation diary (question 7)"),
+        ("--compare", "ViT beside CNNs (question 8)"),
+    ):
+        group.add_argument(
+            flag,
+            metavar="JSON",
+            nargs="?",
+            const=FRESH,
+            help=f"{what}: results of python -m study, or none to make them now, in hours on a CPU",
+        )
+
+
+def _add_afterwards(parser):
+    group = parser.add_argument_group("afterwards")
+    group.add_argument("--report-only", action="store_true", help="draw the PDF of a finished run again")
+    group.add_argument(
+        "--verify",
+        metavar="PATH",
+        type=Path,
+        help="check bundles, nothing else: a bundle's folder, a folder of many, or a zip",
+    )
+    group.add_argument("--no-verify", action="store_true", help="do not check the new bundle at the end")
+    group.add_argument("--quiet", action="store_true", help="print nothing but the paths and errors")
+
+
+def parse_options(argv=None):
+    """The Options of a command line. Argparse ends the process where it cannot be read; InputError where
+    flags do not go together or a value cannot be used."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.verify is None and args.student_id is None:
+        parser.error("--student-id ID is needed")
+    settings = tuple(parse_setting(text) for text in args.set)
+    if args.seed is not None:
+        settings += (("seed", args.seed),)
+    values = {name: getattr(args, name) for name in Options.__dataclass_fields__ if hasattr(args, name)}
+    values |= {
+        "student_id": check_student_id(args.student_id) if args.student_id is not None else None,
+        "limits": limits_of(args.limit),
+        "recipe_name": Path(args.recipe).stem,
+        "recipe": load_recipe(args.recipe, settings),
+        "settings": settings,
+    }
+    options = Options(**values)
+    _check_together(options, _given(parser, argv))
+    return options
+
+
+def _given(parser, argv):
+    """The flags that a command line names, also those with the value that is their default."""
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    named = vars(parser.parse_args(argv))
+    return {action.option_strings[0] for action in parser._actions if action.dest in named}
+
+
+TRAINING = {"--data", "--limit", "--recipe", "--set", "--seed", "--precision", "--study", "--budget"}
+STUDIES = {"--diary", "--compare"}
+
+
+def _check_together(options, given):
+    """InputError for flags that would be ignored."""
+    if options.resume and (ignored := given & (TRAINING | STUDIES)):
+        raise InputError(
+            "--resume goes on with the run's own data, recipe, precision and studies: leave "
+            f"{_list(ignored)} out"
+        )
+    ignored = given & (TRAINING | {"--device", "--resume", "--force", "--no-verify"})
+    if options.report_only and ignored:
+        raise InputError(f"--report-only draws what was measured: leave {_list(ignored)} out")
+    if options.report_only and options.makes_studies:
+        raise InputError("--report-only makes no study: name the JSON of one, --diary JSON or --compare JSON")
+    if options.budget and not options.study:
+        raise InputError("--budget goes with --study")
+    ignored = given - {"--verify", "--data", "--limit", "--quiet"}
+    if options.verify and ignored:
+        raise InputError(f"--verify only checks bundles: leave {_list(ignored)} out")
+
+
+def _list(flags):
+    *most, last = sorted(flags)
+    return f"{', '.join(most)} and {last}" if most else last

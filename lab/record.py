@@ -1,0 +1,275 @@
+"""The run record: everything the report may say, in one typed value that is written once as JSON.
+
+It is the wall between computing and telling: what is not in it, no report can state.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from lab.errors import InputError
+from lab.files import write_csv, write_whole
+from lab.findings import Findings
+from lab.recipe import Recipe
+
+SCHEMA = 4
+
+
+@dataclass
+class Student:
+    id: str
+    name: str | None = None
+
+
+@dataclass
+class NamedRecipe:
+    """The hyperparameters of the run; `name` is the recipe's, or "search"."""
+
+    name: str
+    values: Recipe
+
+
+@dataclass
+class Machine:
+    """Where the run took place. `precision`: fp32, bf16 or fp16, of the forward and backward pass."""
+
+    system: str
+    python: str
+    processor: str
+    cores: int
+    threads: int
+    device: str
+    gpu: str | None
+    packages: dict[str, str]
+    precision: str = "fp32"
+
+
+@dataclass
+class SplitFacts:
+    train_percent: int
+    seed: int
+
+
+@dataclass
+class Copies:
+    """Files with the same pixels as another: `groups` of them, and all their names."""
+
+    groups: int
+    files: list[str]
+
+
+@dataclass
+class Unreadable:
+    file: str
+    reason: str
+
+
+@dataclass
+class DataFacts:
+    """The images. `source` is zip, folder or demonstration; `counts` is {"train": {class: n}, "test": ...};
+    `sizes` and `modes` are (name, number of files), the most frequent first."""
+
+    source: str
+    name: str
+    demonstration: bool
+    classes: list[str]
+    counts: dict[str, dict[str, int]]
+    split: SplitFacts
+    sizes: list[tuple[str, int]]
+    modes: list[tuple[str, int]]
+    same_pixels: Copies
+    unreadable: list[Unreadable]
+    fingerprint: str  # SHA-256 over the files' names and pixels
+
+
+@dataclass
+class ModelFacts:
+    """The model as torchinfo summarises it (`summary`) and as PyTorch prints it (`printed`)."""
+
+    parameters: int
+    trainable: int
+    summary: str
+    printed: str
+
+
+@dataclass
+class EpochRow:
+    """One epoch of the training. Rates are those of its last step; seconds include the scoring."""
+
+    epoch: int
+    learning_rate: float
+    muon_learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    train_seconds: float
+    seconds: float
+
+
+@dataclass
+class TrainingFacts:
+    seconds: float
+    images_per_second: float
+    history: list[EpochRow]
+
+
+@dataclass
+class ClassScore:
+    precision: float
+    recall: float
+    f1: float
+    images: int
+
+
+@dataclass
+class Prediction:
+    """A test image: its file ("class/name"), true and predicted class, and the softmax of each class."""
+
+    file: str
+    true: str
+    predicted: str
+    confidences: list[float]
+
+
+@dataclass
+class CalibrationBin:
+    low: float
+    high: float
+    images: int
+    accuracy: float | None
+    confidence: float | None
+
+
+@dataclass
+class Calibration:
+    ece: float
+    bins: list[CalibrationBin]
+
+
+@dataclass
+class Results:
+    """The scores on the test split; true classes are the rows of the confusion matrix."""
+
+    loss: float
+    correct: int
+    total: int
+    accuracy: float
+    interval: tuple[float, float]
+    baseline: float
+    passed: bool
+    p_value: float
+    macro_f1: float
+    confusion_matrix: list[list[int]]
+    per_class: dict[str, ClassScore]
+    calibration: Calibration
+    predictions: list[Prediction]
+
+
+@dataclass
+class Sample:
+    """An image that the report shows; `picture` is its file in the run folder."""
+
+    file: str
+    true: str
+    picture: str = ""
+
+
+@dataclass
+class ShownPrediction:
+    file: str
+    true: str
+    predicted: str
+    confidence: float
+    picture: str = ""
+
+
+@dataclass
+class BlockDistance:
+    mean: float
+    least: float
+    most: float
+
+
+@dataclass
+class Attention:
+    """Attention distances in pixels, over so many test images; `even` is that of even attention."""
+
+    images: int
+    even: float
+    blocks: list[BlockDistance]
+
+
+@dataclass
+class Shown:
+    """What the report shows of single images, and the file with the arrays of its figures."""
+
+    examples: list[ShownPrediction]
+    mistakes: list[ShownPrediction]
+    train_samples: list[Sample]
+    test_samples: list[Sample]
+    rollouts: list[ShownPrediction]
+    attention: Attention
+    arrays: str
+
+
+@dataclass
+class Record:
+    student: Student
+    date: str
+    recipe: NamedRecipe
+    machine: Machine
+    data: DataFacts
+    model: ModelFacts
+    training: TrainingFacts
+    results: Results
+    findings: Findings
+    shown: Shown
+    stages: dict[str, float]  # seconds of each
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256
+    schema: int = SCHEMA
+
+
+def as_json(value):
+    """A typed value as JSON text, indented, in the order of its fields. ValueError for a NaN."""
+    return json.dumps(msgspec.to_builtins(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_record(path, record):
+    """Write a Record as JSON, whole or not at all."""
+    write_whole(path, as_json(record))
+
+
+def read_record(path):
+    """The Record in a JSON file. InputError where there is none, it is damaged, or of another version."""
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        schema = content["schema"]
+        named = set(content["recipe"]["values"]) == set(Recipe.__dataclass_fields__)
+        if schema == SCHEMA and named:
+            return msgspec.convert(content, Record)
+    except FileNotFoundError:
+        raise InputError(f"there is no {path}: run once without --report-only") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}): run again with --force") from None
+    raise InputError(f"{path} was written by another version: run again with --force")
+
+
+def write_tables(folder, record):
+    """history.csv, predictions.csv and confusion_matrix.csv beside the record, from the record."""
+    classes, results = record.data.classes, record.results
+    history = [msgspec.to_builtins(row) for row in record.training.history]
+    write_csv(folder / "history.csv", list(history[0]), [list(row.values()) for row in history])
+    write_csv(
+        folder / "predictions.csv",
+        ["file", "true", "predicted", *(f"confidence {name}" for name in classes)],
+        [[p.file, p.true, p.predicted, *p.confidences] for p in results.predictions],
+    )
+    write_csv(
+        folder / "confusion_matrix.csv",
+        ["true \\ predicted", *classes],
+        [[name, *row] for name, row in zip(classes, results.confusion_matrix)],
+    )

@@ -1,0 +1,169 @@
+"""The stages of a run between its options and its report: check, read, build, train, evaluate.
+
+Each is a function that takes what the last ones returned; run.py calls them in order.
+"""
+
+import io
+import time
+from pathlib import Path
+
+import torch
+import torchinfo
+
+from lab import inspection, intake, scores
+from lab.checkpoint import Checkpoint
+from lab.console import clock
+from lab.errors import InputError
+from lab.files import write_whole
+from lab.machine import check_memory, choose_device, choose_precision, describe_machine
+from lab.record import EpochRow, ModelFacts, TrainingFacts
+from lab.training import epochs, prepare, score, try_steps
+
+LONG = 600  # seconds of training that a person is warned of
+
+
+def check_machine(options, screen):
+    """-> (torch.device, Machine) of this run. InputError where it cannot train the recipe."""
+    if options.name:
+        intake.check_name(options.name)
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    if not options.resume:
+        check_memory(options.recipe, device, precision)
+    machine = describe_machine(device, precision)
+    screen.say(
+        f"{device.type} ({machine.gpu or f'{machine.processor}, {machine.threads} threads'}), {precision}"
+    )
+    return device, machine
+
+
+def begin(options, staging, start, device, screen):
+    """The Checkpoint of a run: a new one from `start`, or that of the interrupted run to be resumed."""
+    if not options.resume:
+        return Checkpoint(staging.checkpoint, start)
+    saved = Checkpoint.load(staging.checkpoint)
+    saved.start.precision = choose_precision(saved.start.precision, device)
+    saved.start.name = options.name or saved.start.name
+    screen.say(
+        f"goes on after epoch {len(saved.history)} of {saved.start.recipe.values.epochs}, recipe "
+        f"{saved.start.recipe.name}, {saved.start.precision}"
+    )
+    return saved
+
+
+def read(options, staging, start, screen):
+    """The Images of a run. Notes in `start` where they are, so that a resumed run finds them again.
+
+    InputError as lab.intake has it, or where they are not those that the run was started with.
+    """
+    run = staging.run
+    if start.folder:
+        source = intake.Source(run / start.folder, start.kind, start.source_name)
+    else:
+        source = intake.open_source(options.data, run, options.limits)
+        place, home = Path(source.folder).resolve(), run.resolve()
+        # Relative where it can be, as the run folder moves when it is published.
+        start.folder = str(place.relative_to(home) if place.is_relative_to(home) else place)
+        start.kind, start.source_name = source.kind, source.name
+    with screen.count("reading images") as tick:
+        images = intake.read_images(source, start.recipe.values, run / "dataset_split", tick)
+    facts = images.facts
+    if start.fingerprint and facts.fingerprint != start.fingerprint:
+        raise InputError(f"the images in {source.folder} are others now: run without --resume")
+    start.fingerprint = facts.fingerprint  # from here on the checkpoint knows its images
+    if facts.demonstration:
+        screen.say("demonstration images, drawn by a program: name your own with --data")
+    copies = len(facts.same_pixels.files)
+    screen.say(
+        f"{len(facts.classes)} classes, {len(images.train)} training and {len(images.test)} test images"
+        + (f", {copies} of them copies (kept on one side)" if copies else "")
+    )
+    for file in facts.unreadable:
+        screen.say(f"left out, unreadable: {file.file} ({file.reason})", "yellow")
+    return images
+
+
+def build(images, start, device, screen):
+    """-> (training.Setup, ModelFacts). InputError where the memory is too small."""
+    recipe = start.recipe.values
+    check_memory(recipe, device, start.precision, len(images.train), len(images.facts.classes))
+    setup = prepare(images.train, images.test, recipe, device, start.precision)
+    summary = torchinfo.summary(setup.model, depth=2, verbose=0)  # two levels, as in the assignment
+    facts = ModelFacts(summary.total_params, summary.trainable_params, str(summary), str(setup.model))
+    screen.say(f"ViT with {facts.parameters:,} parameters")
+    return setup, facts
+
+
+def _announce(setup, recipe, done, screen):
+    """Say how long the training will take, from trial steps, which also find what fits in the memory."""
+    left = recipe.epochs - done
+    if not left:
+        return
+    seconds = try_steps(setup, recipe) * left / recipe.epochs
+    if setup.micro_batch:
+        screen.say(f"the memory holds {setup.micro_batch} images at a time: gradients are added up", "yellow")
+    screen.say(f"{left} epochs, about {clock(seconds)} here")
+    if seconds > LONG:
+        screen.say(
+            "long: Ctrl-C stops, and --resume goes on; --recipe default, --set epochs=N or a GPU take less",
+            "yellow",
+        )
+
+
+def train(setup, checkpoint, run, screen):
+    """Train from where the checkpoint is -> (TrainingFacts, logits (n, classes) of the test images)."""
+    recipe = checkpoint.start.recipe.values
+    done = checkpoint.restore(setup)
+    _announce(setup, recipe, done, screen)
+    begun = last = time.perf_counter()
+    log, logits = io.StringIO(), None
+    with (
+        open(run / "training.log", "w", encoding="utf-8") as file,
+        screen.training(recipe.epochs, len(setup.train_loader), done) as bar,
+    ):
+        print(checkpoint.log, end="", file=file)
+        for epoch in epochs(setup, recipe, first=done + 1, log=log, tick=bar.tick):
+            now, logits = time.perf_counter(), epoch.logits
+            row = _row_of(epoch, len(setup.test_loader.dataset), now - last)
+            print(log.getvalue(), end="", file=file, flush=True)
+            checkpoint.log += log.getvalue()
+            log.seek(log.truncate(0))
+            checkpoint.history.append(row)
+            bar.show(row)
+            checkpoint.save(setup, now - begun)
+            last = time.perf_counter()  # the next epoch does not pay for this checkpoint
+        seconds = checkpoint.seconds + time.perf_counter() - begun
+        print(f"Execution time: {seconds:5.2f} seconds", file=file)
+    screen.say(f"{recipe.epochs} epochs in {seconds:.0f} s")
+    if logits is None:  # the run was stopped after its last epoch
+        logits = score(setup, recipe)
+    images = len(setup.train_loader.dataset) * recipe.epochs
+    rate = images / sum(row.train_seconds for row in checkpoint.history)
+    return TrainingFacts(seconds, rate, checkpoint.history), logits
+
+
+def _row_of(epoch, test_images, seconds):
+    """The EpochRow of a train.Epoch that took so many seconds with its scoring."""
+    adamw, *muon = epoch.rates
+    return EpochRow(
+        epoch=epoch.number,
+        learning_rate=adamw,
+        muon_learning_rate=muon[0] if muon else 0.0,
+        train_loss=epoch.train_loss,
+        train_accuracy=epoch.train_accuracy,
+        test_loss=epoch.test_loss,
+        test_accuracy=epoch.correct / test_images,
+        train_seconds=epoch.train_seconds,
+        seconds=seconds,
+    )
+
+
+def evaluate(setup, logits, images, start, run, weights, screen):
+    """Score the logits and write the weights to the file `weights` -> (Results, Shown)."""
+    content = io.BytesIO()  # torch.save into a full disk says nothing that helps
+    torch.save({name: value.cpu() for name, value in setup.model.state_dict().items()}, content)
+    write_whole(weights, content.getvalue())
+    test = images.test
+    results = scores.score(logits.cpu().numpy(), test.labels.numpy(), test.classes, test.files)
+    screen.say(f"test loss {results.loss:.4f}, {results.correct} of {results.total} right")
+    return results, inspection.look_into(setup.model, images, results.predictions, start.recipe.values, run)

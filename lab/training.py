@@ -1,0 +1,150 @@
+"""The graded core's training, wrapped: parts that fit in the memory, a log, progress, advice.
+
+Nothing here changes what train.py computes.
+"""
+
+import contextlib
+import copy
+import io
+import itertools
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import train
+from data import BatchLoader
+from lab.errors import is_out_of_memory, told
+from lab.machine import keep_freed_memory
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Setup:
+    """All that a training needs. `precision`: fp32, bf16 or fp16; `micro_batch` as for train.train_epoch."""
+
+    model: torch.nn.Module
+    optimizers: list
+    schedulers: list
+    scaler: torch.amp.GradScaler
+    train_loader: BatchLoader
+    test_loader: BatchLoader
+    device: torch.device
+    precision: str
+    micro_batch: int | None = None
+
+
+def on_device(split, device):
+    """The data.Split with its pixels on a CUDA device, where they fill at most half of its free memory."""
+    if device.type != "cuda" or split.pixels.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return split
+    moved = copy.copy(split)  # the other side, and studies, keep theirs where it is
+    moved.pixels, moved.rows = split.pixels[split.rows].to(device), torch.arange(len(split))
+    return moved
+
+
+def prepare(train_split, test_split, recipe, device, precision, *, model=None, optimizers=None):
+    """The Setup of a training on two data.Splits: by default of the recipe's ViT with its optimizers."""
+    keep_freed_memory()
+    if model is None:
+        model = train.make_model(recipe, len(train_split.classes))
+    model.to(device)
+    optimizers = optimizers or train.make_optimizers(model, recipe)
+    train_loader = BatchLoader(on_device(train_split, device), recipe, device, train=True)
+    test_loader = BatchLoader(on_device(test_split, device), recipe, device)
+    schedulers = train.make_schedulers(optimizers, recipe, len(train_loader))
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    return Setup(model, optimizers, schedulers, scaler, train_loader, test_loader, device, precision)
+
+
+def try_steps(setup, recipe):
+    """Two training steps on copies: how many seconds the whole training will take, about.
+
+    Where memory is too small for a whole batch, they find `setup.micro_batch`, the number of images that fit:
+    half a batch, a quarter and so on. The error is raised if one image is too many. Nothing that the
+    training draws from changes.
+    """
+    model = copy.deepcopy(setup.model)
+    optimizers = train.make_optimizers(model, recipe)
+    loader = BatchLoader(setup.train_loader.dataset, recipe, setup.device, train=True)
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with torch.random.fork_rng(), quiet, told(advice(recipe)):  # dropout draws from it
+        for batch in itertools.islice(loader, 2):  # the first step is slower than all others
+            seconds = _step_that_fits(setup, model, optimizers, batch, recipe) / len(batch[0])
+    # Scoring an image takes the forward pass alone, about a third of a step.
+    images = len(setup.train_loader.dataset) + len(setup.test_loader.dataset) / 3
+    return seconds * images * recipe.epochs
+
+
+def _step_that_fits(setup, model, optimizers, batch, recipe):
+    """The seconds of a step on one batch; lowers `setup.micro_batch` until it fits."""
+    whole = len(batch[0])
+    single = DataLoader(TensorDataset(*batch), whole)
+    while True:
+        start = time.perf_counter()
+        try:
+            train.train_epoch(
+                model, optimizers, single, [], precision=DTYPES[setup.precision], clip_norm=recipe.clip_norm,
+                label_smoothing=recipe.label_smoothing, micro_batch=setup.micro_batch,
+            )  # fmt: skip
+            return time.perf_counter() - start
+        except (RuntimeError, MemoryError) as error:
+            if setup.micro_batch == 1 or not is_out_of_memory(error):
+                raise
+        # Out here the error is gone, and with it the tensors that it held.
+        setup.micro_batch = (setup.micro_batch or whole) // 2  # halves: a power of two stays one
+        model.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # its blocks have sizes that will not be asked for again
+
+
+class Ticking:
+    """A loader that calls `tick` after each of its batches was used."""
+
+    def __init__(self, loader, tick):
+        self.loader, self.tick, self.dataset = loader, tick, loader.dataset
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        for batch in self.loader:
+            yield batch
+            self.tick()
+
+
+def advice(recipe):
+    """What to try where the training went astray: rates below the recipe's peak ones."""
+    rates = f"--set learning_rate={recipe.learning_rate / 3:.0e}"
+    if recipe.muon_learning_rate:
+        rates = f"--set muon_learning_rate={recipe.muon_learning_rate / 3:.0e} {rates}"
+    return f"try {rates}, a longer warm-up, or --precision fp32"
+
+
+def epochs(setup, recipe, *, first=1, log=None, tick=None):
+    """Train and yield a train.Epoch after each, from epoch number `first` on.
+
+    What the core prints goes to the text file `log`, or nowhere; `tick` is called after each batch.
+    InputError with advice where the loss is no longer a number.
+    """
+    loader = Ticking(setup.train_loader, tick) if tick else setup.train_loader
+    steps = train.fit(
+        setup.model, setup.optimizers, setup.schedulers, loader, setup.test_loader, recipe, [], [],
+        scaler=setup.scaler, precision=DTYPES[setup.precision], first_epoch=first,
+        micro_batch=setup.micro_batch,
+    )  # fmt: skip
+    while True:
+        # Around each step alone, so that what the caller prints between two is not caught.
+        with contextlib.redirect_stdout(log or io.StringIO()), told(advice(recipe)):
+            epoch = next(steps, None)
+        if epoch is None:
+            return
+        yield epoch
+
+
+def score(setup, recipe, log=None):
+    """The logits (n, classes) of the test images as after the last epoch: in float32, over symmetries."""
+    with contextlib.redirect_stdout(log or io.StringIO()):
+        return train.evaluate(setup.model, setup.test_loader, [], recipe, micro_batch=setup.micro_batch)[2]

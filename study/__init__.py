@@ -1,0 +1,1 @@
+"""Studies of recipes: search, trials, diary, comparison with CNNs. `python -m study --help`."""

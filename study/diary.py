@@ -1,0 +1,194 @@
+"""The ablation diary: from one recipe, one hyperparameter changed at a time, each value trained several
+times, on validation folds of the training split. The test split is never looked at.
+
+A run has a fold and the seed of the same number: it trains on all folds but that one and is scored
+on it. So the runs of two settings pair by fold and seed, and a pair's difference holds neither the
+luck of the images nor that of the first weights. One run for each fold validates each training
+image once.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
+
+from lab.errors import InputError
+from lab.findings import Diary, DiaryRow, DiaryStart
+from lab.recipe import Recipe, check_names, read_toml
+from study.noise import deviation, mean, paired, shown
+from study.results import Results, Run, Value, check_folder, run_study
+
+# A change that no hyperparameter makes, as vit.py is the paper's: the embedding stays zero.
+POSITIONS = "pos_embedding"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`start`: the recipe that all else is compared with; `settings`: (name, value) -> the recipe with it."""
+
+    start: Recipe
+    settings: dict[tuple, Recipe]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiaryRun(Run):
+    """`name` and `value` are what the run changed; None in runs of the start."""
+
+    name: str | None
+    value: Value | None
+    fold: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiaryResults(Results):
+    command: ClassVar[str] = "python -m study diary"
+    what: str = (
+        "one hyperparameter changed at a time, errors on validation folds of the training split; "
+        "the test split was not used"
+    )
+    name: str
+    recipe: dict[str, Value]  # without the seed, which is the fold's number
+    folds: int
+    fold_seed: int
+    rows: dict[str, DiaryRun] = field(default_factory=dict)
+
+
+def load_plan(path, base):
+    """The Plan in a .toml, for the recipe `base`. InputError where the file or a value is not so.
+
+    The file has a table [start] of what differs from `base` in all runs, and a table [values] of
+    hyperparameters, each with a list of values to try. The recipe of `pos_embedding = ["off"]` is the
+    start itself.
+    """
+    tables = read_toml(path)
+    start, values = tables.get("start", {}), tables.get("values")
+    if not isinstance(start, dict) or not isinstance(values, dict) or not values:
+        raise InputError(f"{path}: it needs a table [values] of lines like  depth = [3, 9]")
+    base = _changed(path, base, start)
+    settings = {}
+    for name, tried in values.items():
+        for value in tried if isinstance(tried, list) else [tried]:
+            if name == POSITIONS:
+                if value != "off":
+                    raise InputError(f'{path}: {POSITIONS} can only be "off", not {value!r}')
+                settings[name, value] = base
+            elif getattr(base, name, None) != value:  # else it is the start's own
+                settings[name, value] = _changed(path, base, {name: value})
+    return Plan(base, settings)
+
+
+def _changed(path, recipe, values):
+    try:
+        check_names(values)
+        return dataclasses.replace(recipe, **values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def label(name, value):
+    return f"{name} = {str(value).lower() if isinstance(value, bool) else value}"
+
+
+def without_positions(recipe, classes):
+    """The recipe's ViT with a position embedding that is zero and stays so."""
+    import train
+
+    model = train.make_model(recipe, classes)
+    model.pos_embedding.data.zero_()
+    model.pos_embedding.requires_grad_(False)
+    return model
+
+
+def run_one(where, recipe, name, value, folds, number):
+    """Train a setting on all folds but one and score it on that one: a DiaryRun."""
+    import train
+    from study import runs  # imports PyTorch
+
+    parts = runs.fold_of(runs.cached_images(where, recipe).train, folds, number)
+    make_model = without_positions if name == POSITIONS else train.make_model
+    run = runs.train_and_score(*parts, recipe, where, make_model)
+    return DiaryRun(**vars(run) | {"name": name, "value": value, "fold": number, "seed": recipe.seed})
+
+
+def work_of(where, plan, folds):
+    """{key: call} for results.run_all, fold by fold, so that a part of it is a smaller diary."""
+    every = {"start": (None, None, plan.start)}
+    every |= {label(*key): (*key, recipe) for key, recipe in plan.settings.items()}
+    return {
+        f"{text} | fold {number}": partial(
+            run_one, where, dataclasses.replace(recipe, seed=number), name, value, folds, number
+        )
+        for number in range(folds.count)
+        for text, (name, value, recipe) in every.items()
+    }
+
+
+def keep_diary(where, plan, name, folds, output, say=print):
+    """Run what the file `output` lacks of a Plan, and say all of it -> lab.findings.Diary.
+
+    name: of the recipe that the plan changes.
+    """
+    from study import runs
+
+    check_folder(output)
+    images = runs.load_images(where, plan.start)
+    runs.check_folds(images.train, folds)
+    about = DiaryResults(
+        **where.about(images.facts),
+        name=name,
+        recipe={key: value for key, value in plan.start.as_dict().items() if key != "seed"},
+        folds=folds.count,
+        fold_seed=folds.seed,
+    )
+    found = summary(run_study(work_of(where, plan, folds), output, about, say))
+    say("\n".join(["", *table_of(found)]))
+    return found
+
+
+def summary(results):
+    """DiaryResults -> lab.findings.Diary: means over the runs that did not fail, and paired differences."""
+    groups = {}
+    for row in results.rows.values():
+        groups.setdefault((row.name, row.value), {})[row.fold] = row
+    whole = {key: {f: r for f, r in rows.items() if not r.failed} for key, rows in groups.items()}
+
+    def figures(key):
+        rows = whole.get(key, {}).values()
+        scores = [1 - row.errors / row.images for row in rows]
+        return {
+            "runs": len(scores),
+            "failed": len(groups.get(key, {})) - len(scores),
+            "accuracy": mean(scores),
+            "sd": deviation(scores),
+            "seconds": mean(row.seconds for row in rows),
+        }
+
+    start, rows = whole.get((None, None), {}), []
+    for name, value in groups:
+        if name is None:
+            continue
+        pairs = [(start[fold], row) for fold, row in whole[name, value].items() if fold in start]
+        difference = paired([a.errors / a.images - b.errors / b.images for a, b in pairs])
+        rows.append(DiaryRow(name=name, value=value, **figures((name, value)), **vars(difference)))
+    start = DiaryStart(images=sum(row.images for row in start.values()), **figures((None, None)))
+    about = results.origin | {"name": results.name, "recipe": results.recipe, "folds": results.folds}
+    return Diary(**about, start=start, rows=rows)
+
+
+def table_of(diary):
+    """A Diary as lines for the terminal, accuracies in %."""
+    yield f"{'':28} {'runs':>4} {'accuracy':>9} {'sd':>5} {'difference':>11} {'95 % interval':>16} {'s':>5}"
+    for row in [diary.start, *diary.rows]:
+        text = "the recipe itself" if row is diary.start else label(row.name, row.value)
+        if not row.runs:
+            yield f"{text:28} failed"
+            continue
+        line = f"{text:28} {row.runs:4} {100 * row.accuracy:9.2f} {shown(row.sd, '.2f', 100):>5} "
+        if row is diary.start or row.difference is None:
+            line += f"{row.seconds:34.0f}"
+        else:
+            line += f"{100 * row.difference:+11.2f} {shown(row.low, '+.2f', 100):>8} "
+            line += f"{shown(row.high, '+.2f', 100):>7} {row.seconds:5.0f}"
+            line += "  within noise" if row.within_noise else ""
+        yield line + (f"  {row.failed} failed" if row.failed else "")

@@ -1,0 +1,163 @@
+"""Folds of the training split, and one training on them: what all studies are made of.
+
+The test split is not looked at where folds are used: a part of the training split is held out in its place.
+"""
+
+import os
+import time
+import warnings
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+
+import numpy as np
+import torch
+from sklearn.model_selection import StratifiedGroupKFold
+
+import train
+from data import Split
+from lab import intake, training
+from lab.errors import InputError
+from lab.limits import LIMITS, Limits
+from lab.machine import check_memory, choose_device, choose_precision, describe_machine
+from lab.recipe import Recipe
+from study.results import Images, Run
+
+# What a training fails with for its values: a loss that is not a number, a size that fits nowhere.
+FAULTS = (ValueError, RuntimeError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Where:
+    """The images of a study, and where, how precisely and how many at once its trainings run."""
+
+    data: str
+    device: str = "auto"
+    precision: str = "auto"
+    limits: Limits = LIMITS
+    jobs: int = 1
+
+    @property
+    def threads(self):
+        """Of each of the runs at once, which share the cores."""
+        return max(1, (os.cpu_count() or 1) // self.jobs)
+
+    def begin(self):
+        """(torch.device, precision) of a run in this process, which takes its share of the cores."""
+        if self.jobs > 1:  # alone, PyTorch's own choice stands, or OMP_NUM_THREADS
+            torch.set_num_threads(self.threads)
+        device = choose_device(self.device)
+        return device, choose_precision(self.precision, device)
+
+    def machine(self):
+        """The lab.record.Machine that the runs have. InputError where the device is not there."""
+        device = choose_device(self.device)
+        machine = describe_machine(device, choose_precision(self.precision, device))
+        return replace(machine, threads=self.threads) if self.jobs > 1 else machine
+
+    def about(self, facts):
+        """What every results file says: the machine, the runs at once, and the images with such DataFacts."""
+        data = Images(**{name: getattr(facts, name) for name in Images.__dataclass_fields__})
+        return {"machine": self.machine(), "jobs": self.jobs, "data": data}
+
+
+@dataclass(frozen=True)
+class Folds:
+    """A cut of the training split in `count` parts, by a seed."""
+
+    count: int = 4
+    seed: int = 0
+
+
+@lru_cache(maxsize=2)
+def _images(data, size, channels, split_seed, limits):
+    recipe = Recipe(image_size=size, patch_size=size, channels=channels, split_seed=split_seed)
+    return intake.load_images(data, recipe, limits)
+
+
+def load_images(where, recipe):
+    """The lab.intake.Images for such a recipe."""
+    return intake.load_images(where.data, recipe, where.limits)
+
+
+def cached_images(where, recipe):
+    """As load_images; a process that asks for the same pixels again, for its next run, has them at once."""
+    return _images(where.data, recipe.image_size, recipe.channels, recipe.split_seed, where.limits)
+
+
+def part_of(split, rows):
+    """The data.Split of some rows of another, which shares its pixels."""
+    files, digests = ([names[row] for row in rows] for names in (split.files, split.digests))
+    return Split(split.pixels, split.rows[rows], split.labels[rows], split.classes, files, digests)
+
+
+def check_folds(split, folds):
+    """InputError where a training split cannot be cut: no class has so many different images."""
+    different = {name: set() for name in split.classes}
+    for label, digest in zip(split.labels.tolist(), split.digests):
+        different[split.classes[label]].add(digest)
+    name = max(different, key=lambda name: len(different[name]))
+    if len(different[name]) < folds.count:
+        raise InputError(
+            f"class {name!r} has {len(different[name])} different training images, and no class has more: "
+            f"too few to cut in {folds.count} folds; add images"
+        )
+
+
+def fold_of(split, folds, number):
+    """(the rest, the part held out) of fold `number` of a training split.
+
+    Classes are stratified; equal images stay together. A class of few images may lie in one part alone.
+    """
+    check_folds(split, folds)
+    # The groups are numbered in a shuffled order and then cut unshuffled: what shuffle=True does since
+    # scikit-learn 1.8. Before that, as on Python 3.10, it mixed up the groups and did not stratify (#32478).
+    names, numbers = np.unique(split.digests, return_inverse=True)
+    place = np.argsort(np.random.RandomState(folds.seed).permutation(len(names)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes with fewer images than folds
+        cut = StratifiedGroupKFold(folds.count).split(split.files, split.labels.tolist(), place[numbers])
+        rest, held_out = next(islice(cut, number, None))
+    return part_of(split, rest), part_of(split, held_out)
+
+
+def reason_of(error):
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def prepare(split, held_out, recipe, device, precision, make_model=train.make_model, optimize=None):
+    """lab.training.prepare for a network that fits in the memory. InputError where it does not.
+
+    make_model: (recipe, classes) -> network; optimize: (network, recipe) -> [optimizer]; None: the ViT's.
+    """
+    classes = len(split.classes)
+    if not optimize:  # what is known of memory is the ViT's
+        # Before the weights are drawn: this draws some too, and would change what dropout draws after them.
+        check_memory(recipe, device, precision, len(split), classes)
+    model = make_model(recipe, classes).to(device)
+    optimizers = optimize(model, recipe) if optimize else None
+    how = {"model": model, "optimizers": optimizers}
+    setup = training.prepare(split, held_out, recipe, device, precision, **how)
+    if device.type != "cpu" and not optimize:  # a CPU does not say when memory is too small
+        training.try_steps(setup, recipe)  # a batch that does not fit goes through in parts
+    return setup
+
+
+def train_and_score(train_split, held_out, recipe, where, make_model=train.make_model):
+    """Train the recipe's ViT on one Split and score the other after the last epoch: a Run."""
+    device, precision = where.begin()
+    start = time.perf_counter()
+    try:
+        setup = prepare(train_split, held_out, recipe, device, precision, make_model)
+        for epoch in training.epochs(setup, recipe):
+            last = epoch
+    except FAULTS as error:
+        return Run(failed=reason_of(error))
+    return Run(
+        errors=len(held_out) - last.correct,
+        images=len(held_out),
+        loss=last.test_loss,
+        train_loss=last.train_loss,
+        seconds=time.perf_counter() - start,
+        precision=precision,
+    )

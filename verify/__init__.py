@@ -1,0 +1,1 @@
+"""Whether a bundle is what its report says. `python -m verify --help`."""
