@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# A tiny model gains nothing by a second thread, and threads that wait for each other on a busy machine cost
+# half of all time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import run
 from lab.record import read_record
 

@@ -1,6 +1,7 @@
 """NEU-CLS, where the variable NEU_CLS_ZIP names its zip: 6 classes of 300 grey images."""
 
 import json
+import os
 import re
 import shutil
 
@@ -17,7 +18,8 @@ SHORT = ["--set", "epochs=12", "--set", "warmup_epochs=2", "--set", "image_size=
 @pytest.fixture(scope="module")
 def neu(neu_zip, tmp_path_factory):
     home = tmp_path_factory.mktemp("neu")
-    process = run_program(ROOT / "run.py", "--student-id", "neu", "--data", neu_zip, *SHORT, cwd=home)
+    args = ["--student-id", "neu", "--data", neu_zip, *SHORT]
+    process = run_program(ROOT / "run.py", *args, cwd=home, OMP_NUM_THREADS=str(os.cpu_count()))
     assert process.returncode == 0, process.stderr
     return Bundle(home, "neu")
 
