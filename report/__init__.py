@@ -9,17 +9,7 @@ from report.render import check_renderer, render_report
 from report.submission import assemble_submission
 
 __all__ = [
-    "assemble_submission",
-    "check_answers",
-    "check_finished",
-    "check_latex",
-    "check_notebook",
-    "check_renderer",
-    "check_report",
-    "missing_letters",
-    "render_report",
-    "write_code",
-    "write_latex",
-    "write_notebook",
-    "write_report",
-]
+    "assemble_submission", "check_answers", "check_finished", "check_latex", "check_notebook",
+    "check_renderer", "check_report", "missing_letters", "render_report", "write_code", "write_latex",
+    "write_notebook", "write_report",
+]  # fmt: skip

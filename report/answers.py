@@ -6,11 +6,11 @@ templates/answers/ and a student's own are rendered in Jinja's sandbox, with raw
 text, it runs nothing and reads no file but the pictures beside it.
 """
 
-import base64
 import html
 import io
 import re
 import warnings
+from operator import attrgetter
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -22,11 +22,14 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from lab.errors import InputError
 from report import formulas, source
+from report.page import STRICT, TEMPLATES, data_url
 from report.submission import assemble_submission
 
-ANSWERS = source.ROOT / "templates" / "answers"
-PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif"}
-PICTURES[".svg"] = "image/svg+xml"
+ANSWERS = TEMPLATES / "answers"
+PICTURES = {
+    ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif",
+    ".svg": "image/svg+xml",
+}  # fmt: skip
 
 NEAR = 0.05  # attention distances that differ by less than this share of the image's side count as alike
 PICTURE_MB = 20  # at most; and as many pixels:
@@ -64,10 +67,8 @@ def _plain(value):
 
 def percent(share, digits=1):
     """0.9722 -> "97.2 %", never rounded up to 100."""
-    text = f"{100 * share:.{digits}f}"
-    if share < 1 and float(text) == 100:
-        text = f"{100 - 10**-digits:.{digits}f}"
-    return Markdown(f"{text}\u202f%")
+    shown = min(100 * share, 100 - 10**-digits) if share < 1 else 100 * share
+    return Markdown(f"{shown:.{digits}f}\u202f%")
 
 
 def whole(number):
@@ -89,16 +90,10 @@ def setting(value):
 
 
 CHANGED = {  # hyperparameters in words, where their name with spaces is not yet one
-    "dim": "token width",
-    "dim_head": "head width",
-    "mlp_dim": "MLP width",
-    "pos_embedding": "position embedding",
-    "crop": "random shift",
-    "flip": "flips",
-    "transpose": "transposition",
-    "standardize": "standardisation",
-    "muon_learning_rate": "Muon’s rate",
-}
+    "dim": "token width", "dim_head": "head width", "mlp_dim": "MLP width", "flip": "flips",
+    "pos_embedding": "position embedding", "crop": "random shift", "transpose": "transposition",
+    "standardize": "standardisation", "muon_learning_rate": "Muon’s rate",
+}  # fmt: skip
 
 
 def changed_to(row):
@@ -132,15 +127,7 @@ def sentence(text):
     return f"{text[0].upper()}{text[1:]}."
 
 
-FILTERS = {
-    "percent": percent,
-    "whole": whole,
-    "points": points,
-    "effect": effect,
-    "pixels": pixels,
-    "setting": setting,
-    "sentence": sentence,
-}
+FILTERS = {f.__name__: f for f in (percent, whole, points, effect, pixels, setting, sentence)}
 
 
 def excerpts(record):
@@ -156,12 +143,9 @@ def excerpts(record):
 
 
 def _environment():
-    environment = SandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, finalize=_plain, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals.update(
-        setting=setting, changed_to=changed_to, networks=NETWORKS, min=min, max=max, round=round, sum=sum
-    )
+    environment = SandboxedEnvironment(finalize=_plain, **STRICT)
+    ours = {"setting": setting, "changed_to": changed_to, "networks": NETWORKS}
+    environment.globals.update(ours, min=min, max=max, round=round, sum=sum)
     environment.filters.update(FILTERS)
     return environment
 
@@ -169,21 +153,17 @@ def _environment():
 # What an answer can look up
 
 
-def _source_of(kind):
-    def source_of(record):
-        """Where a study's figures come from, to stand in a sentence: "..., recorded on 2026-11-25 (...)"."""
-        finding = getattr(record.findings, kind)
-        if finding is None:
-            return None
-        machine, data = finding.machine, finding.data
-        where = f"{finding.date[:10]}, {machine.gpu or machine.processor}, {machine.cores} cores"
-        same = data.fingerprint == record.data.fingerprint
-        images = "this run’s images" if same else f"other images ({data.name})"
-        if finding.fresh:
-            return f"measured on {images} for this report; {where}"
-        return f"recorded on {images}, not measured in this run; {where}; study/recorded/{finding.file}"
-
-    return source_of
+def _source(finding, record):
+    """Where a study's figures come from, to stand in a sentence; None where there is no study."""
+    if finding is None:
+        return None
+    machine, data = finding.machine, finding.data
+    where = f"{finding.date[:10]}, {machine.gpu or machine.processor}, {machine.cores} cores"
+    same = data.fingerprint == record.data.fingerprint
+    images = "this run’s images" if same else f"other images ({data.name})"
+    if finding.fresh:
+        return f"measured on {images} for this report; {where}"
+    return f"recorded on {images}, not measured in this run; {where}; study/recorded/{finding.file}"
 
 
 def _confusions(record):
@@ -263,17 +243,14 @@ def _harder(recipe):
     return " and ".join(["augmented"] * bool(augmented) + ["blended"] * bool(recipe.mixup))
 
 
+PARTS = {  # of the record, by the names that answers know them by; a study is None where there is none
+    "recipe": "recipe.values", "data": "data", "model": "model", "training": "training", "machine": "machine",
+    "history": "training.history", "results": "results", "demonstration": "data.demonstration",
+    "classes": "data.classes", "attention": "shown.attention", "search": "findings.search",
+    "diary": "findings.diary", "comparison": "findings.comparison",
+}  # fmt: skip
 # Each name, and how its value follows from the record: parts of it, and simple arithmetic on them.
-LOOKUPS = {
-    "recipe": lambda r: r.recipe.values,
-    "data": lambda r: r.data,
-    "model": lambda r: r.model,
-    "training": lambda r: r.training,
-    "history": lambda r: r.training.history,
-    "machine": lambda r: r.machine,
-    "results": lambda r: r.results,
-    "demonstration": lambda r: r.data.demonstration,
-    "classes": lambda r: r.data.classes,
+LOOKUPS = {name: attrgetter(path) for name, path in PARTS.items()} | {
     "train_images": lambda r: sum(r.data.counts["train"].values()),
     "test_images": lambda r: sum(r.data.counts["test"].values()),
     "patches": lambda r: (r.recipe.values.image_size // r.recipe.values.patch_size) ** 2,
@@ -282,20 +259,16 @@ LOOKUPS = {
     "views": lambda r: _views(r.recipe.values),
     "harder": lambda r: _harder(r.recipe.values),
     "standard_recipe": lambda r: r.recipe.name in ("default", "best"),
-    "attention": lambda r: r.shown.attention,
     "distance_trend": _distance_trend,
     "looks_nearer": _looks_nearer,
     "confusions": _confusions,
     "mean_confidence": _mean_confidence,
     "second_right": _second_right,
     "hardest": _hardest,
-    # Studies, each None where there is none; where they come from; the diary's rows by name.
-    "search": lambda r: r.findings.search,
-    "diary": lambda r: r.findings.diary,
-    "comparison": lambda r: r.findings.comparison,
-    "search_source": _source_of("search"),
-    "diary_source": _source_of("diary"),
-    "comparison_source": _source_of("comparison"),
+    # Where the studies come from; the diary's rows by name.
+    "search_source": lambda r: _source(r.findings.search, r),
+    "diary_source": lambda r: _source(r.findings.diary, r),
+    "comparison_source": lambda r: _source(r.findings.comparison, r),
     "effects": _effects,
     "diary_differs": _diary_differs,
 }
@@ -309,39 +282,26 @@ def lookups(record):
 # Markdown
 
 
-def _math(content, options):
-    return formulas.drawn(content.strip(), options["display_mode"])
-
-
-def _label(label):
-    return f'<span class="equation-number">({html.escape(label.removeprefix("eq-"))})</span>'
-
-
 def _picture(path, source, alt):
     """A picture beside an answer as a data URL. InputError if it is not there, cannot be shown, or has no
     description."""
-    where = path.name
     if not alt.strip():
-        raise InputError(f"{where}: the picture {source} needs a description: ![what it shows]({source})")
-    shown = "".join(c if c.isprintable() else "?" for c in source[:77]) + "..." * (len(source) > 77)
+        raise InputError(f"{path.name}: the picture {source} needs a description: ![what it shows]({source})")
+    fault = f"put a {', '.join(PICTURES)} file into {path.parent}"
     try:
         file = (path.parent / source).resolve()
         kind = PICTURES.get(file.suffix.lower())
-        there = file.is_relative_to(path.parent.resolve()) and file.is_file() and kind
-    except (OSError, ValueError):  # a name too long, or with a null byte
-        there = False
-    if not there:
-        raise InputError(
-            f"{where}: cannot show the picture {shown}: put a {', '.join(PICTURES)} file into {path.parent}"
-        )
-    try:
-        content = file.read_bytes()
-        fault = _fault_of(content, kind)
-    except OSError as error:
+        if kind and file.is_relative_to(path.parent.resolve()) and file.is_file():
+            content = file.read_bytes()
+            fault = _fault_of(content, kind)
+    except OSError as error:  # a name too long, too
         fault = error.strerror
+    except ValueError:  # a null byte in the name
+        pass
     if fault:
-        raise InputError(f"{where}: cannot show the picture {shown}: {fault}")
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+        shown = "".join(c if c.isprintable() else "?" for c in source[:77]) + "..." * (len(source) > 77)
+        raise InputError(f"{path.name}: cannot show the picture {shown}: {fault}")
+    return data_url(content, kind)
 
 
 def _fault_of(content, kind):
@@ -380,17 +340,6 @@ def _fault_of(content, kind):
     return None
 
 
-def _local_link(path, url):
-    """InputError for a link to a file, which leads nowhere on a reader's machine."""
-    if url.strip().lower().startswith("file:"):
-        raise InputError(f"{path.name}: {url[:80]} is a file of this machine: no reader can follow that link")
-
-
-def _link(self, tokens, index, options, env):
-    _local_link(env["path"], tokens[index].attrs["href"])
-    return self.renderToken(tokens, index, options, env)
-
-
 def _image(self, tokens, index, options, env):
     token = tokens[index]
     url = _picture(env["path"], unquote(token.attrs["src"]), token.content)
@@ -421,15 +370,14 @@ def _markdown():
     md.enable(["table", "strikethrough", "replacements", "smartquotes"])
     md.use(
         dollarmath_plugin,
-        renderer=_math,
+        renderer=lambda latex, options: formulas.drawn(latex.strip(), options["display_mode"]),
         label_normalizer=lambda label: "eq-" + re.sub(r"[^\w-]", "-", label),
-        label_renderer=_label,
+        label_renderer=lambda label: f'<span class="equation-number">({label.removeprefix("eq-")})</span>',
         double_inline=True,
     )
     md.add_render_rule("fence", _fence)
     md.add_render_rule("image", _image)
-    md.add_render_rule("link_open", _link)
-    # These would stay as they are written; the rules above refuse them.
+    # Links to files would stay as they are written; `_check_parts` refuses them.
     known = md.validateLink
     md.validateLink = lambda url: known(url) or url.lower().startswith("file:")
     return md
@@ -445,11 +393,35 @@ def read_answer(path):
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
+def tokens(text):
+    """The Markdown tokens of an answer, those within a line too."""
+    parsed = _markdown().parse(text)
+    return [*parsed, *(child for token in parsed for child in token.children or [])]
+
+
+def _check_parts(path, text):
+    """InputError for a link, picture or formula that cannot be shown; one with a look-up in it is left."""
+    for token in tokens(text):
+        url = token.attrs.get("src") or token.attrs.get("href") or ""
+        if token.type == "link_open" and url.strip().lower().startswith("file:"):
+            raise InputError(
+                f"{path.name}: {url[:80]} is a file of this machine: no reader can follow that link"
+            )
+        if token.type == "image" and "{{" not in url:
+            _picture(path, unquote(url), token.content)
+        if token.type.startswith("math") and "{{" not in token.content and "{%" not in token.content:
+            latex = token.content.strip()
+            try:
+                formulas.drawn(latex, token.type.startswith("math_block"))
+            except Exception as error:  # ziamath raises many kinds for what it cannot set
+                raise InputError(f"{path}: cannot set the formula {latex!r}: {error}") from None
+
+
 def check_answers(folder):
     """Check a student's answers before the long work. InputError says which file, where and what."""
     if folder is None:
         return
-    known = [f"{q[0]}.md" for q in QUESTIONS]
+    known = [f"{key}.md" for key, *_ in QUESTIONS]
     if not folder.is_dir():
         raise InputError(f"--answers {folder}: there is no such folder")
     files = sorted(folder.glob("*.md"))
@@ -469,38 +441,11 @@ def check_answers(folder):
         except jinja2.TemplateSyntaxError as error:
             raise InputError(f"{path}, line {error.lineno}: {error.message}") from None
         if unknown:
-            raise InputError(
-                f"{path}: {{{{ {sorted(unknown)[0]} }}}} cannot be looked up; there are "
-                f"{', '.join(sorted(LOOKUPS))}"
-            )
+            what, there = f"{{{{ {min(unknown)} }}}}", ", ".join(sorted(LOOKUPS))
+            raise InputError(f"{path}: {what} cannot be looked up; there are {there}")
         if list(jinja2.meta.find_referenced_templates(parsed)):
             raise InputError(f"{path}: an answer cannot take in other files")
-        for token in tokens(text):
-            if token.type == "link_open":
-                _local_link(path, token.attrs["href"])
-            if token.type == "image" and "{{" not in token.attrs["src"]:
-                _picture(path, unquote(token.attrs["src"]), token.content)
-        for latex, display in _formulas(text):
-            _set_formula(path, latex, display)
-
-
-def tokens(text):
-    """The Markdown tokens of an answer, those within a line too."""
-    parsed = _markdown().parse(text)
-    return [*parsed, *(child for token in parsed for child in token.children or [])]
-
-
-def _formulas(text):
-    for token in tokens(text):
-        if token.type.startswith("math") and "{{" not in token.content and "{%" not in token.content:
-            yield token.content.strip(), token.type.startswith("math_block")
-
-
-def _set_formula(path, latex, display):
-    try:
-        formulas.drawn(latex, display)
-    except Exception as error:  # ziamath raises many kinds for what it cannot set
-        raise InputError(f"{path}: cannot set the formula {latex!r}: {error}") from None
+        _check_parts(path, text)
 
 
 def answer_texts(record, folder=None):
@@ -520,8 +465,7 @@ def answer_texts(record, folder=None):
         except (jinja2.TemplateError, LookupError, TypeError, ValueError) as error:
             line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
             raise InputError(f"{path}{line}: {error}") from None
-        for latex, display in _formulas(text):
-            _set_formula(path, latex, display)
+        _check_parts(path, text)
         texts[key] = (path, text)
     return texts
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import matplotlib
 import numpy as np
+from einops import rearrange
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -30,6 +31,15 @@ SMALL = 7.5  # points
 BLUE, VERMILION = "#0072B2", "#D55E00"
 TRAIN = {"color": BLUE, "linestyle": "-", "linewidth": 1.4}
 TEST = {"color": VERMILION, "linestyle": (0, (4, 1.5)), "linewidth": 1.4}
+STYLE = {
+    "font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8.5,
+    "axes.titlesize": 9.5, "axes.titleweight": "bold",
+    "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "figure.constrained_layout.use": True, "image.interpolation": "nearest",
+    "text.parse_math": False,  # a class may be called $x$
+    "svg.hashsalt": "report",
+}  # fmt: skip
 
 
 @lru_cache
@@ -37,30 +47,11 @@ def use_report_type(text=""):
     """Make matplotlib set text in the report's faces, with those that the letters of `text` need."""
     folder = tempfile.mkdtemp(prefix="report-fonts-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    families = {}
-    for family, path in fonts.write_fonts(text, folder):
+    files = fonts.write_fonts(text, folder)
+    for _, path in files:
         font_manager.fontManager.addfont(path)
-        families[family] = True
-    plt.rcParams.update(
-        {
-            "font.family": [*families, "DejaVu Sans"],
-            "font.size": 9,
-            "axes.titlesize": 9.5,
-            "axes.titleweight": "bold",
-            "axes.labelsize": 9,
-            "xtick.labelsize": 8,
-            "ytick.labelsize": 8,
-            "legend.fontsize": 8.5,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.linewidth": 0.6,
-            "xtick.major.width": 0.6,
-            "ytick.major.width": 0.6,
-            "image.interpolation": "nearest",
-            "text.parse_math": False,  # a class may be called $x$
-            "svg.hashsalt": "report",
-        }
-    )
+    families = dict.fromkeys(family for family, _ in files)
+    plt.rcParams.update(STYLE | {"font.family": [*families, "DejaVu Sans"]})
 
 
 def as_svg(figure):
@@ -98,10 +89,19 @@ def _two_lines(name, width):
 
 
 def _no_axes(axes):
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _number_tiles(axes, tiles, gap, rows, columns, names):
+    """Number the rows and columns of `_tiled` tiles from 1; `names`: what they are called."""
+    _no_axes(axes)
+    h, w = tiles.shape[2:]
+    axes.set_yticks(np.arange(len(rows)) * (h + gap) + (h - 1) / 2, np.add(rows, 1), fontsize=SMALL)
+    axes.set_xticks(np.arange(len(columns)) * (w + gap) + (w - 1) / 2, np.add(columns, 1), fontsize=SMALL)
+    axes.tick_params(length=0, pad=2)
+    axes.set_ylabel(names[0], fontsize=8, labelpad=3)
+    axes.set_xlabel(names[1], fontsize=8, labelpad=2)
 
 
 def _thin(bar):
@@ -112,32 +112,26 @@ def _thin(bar):
 
 def _show(axes, image, **settings):
     """Pixels (h, w, 1 or 3) as a picture."""
-    grey = image.shape[-1] == 1
-    axes.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, **settings)
+    axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", **settings)
 
 
 def draw_counts(counts):
     """Images of each class, training and test: {"train": {class: n}, "test": {class: n}}."""
     names = list(counts["train"])
     train, test = ([counts[side][name] for name in names] for side in ("train", "test"))
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.55 + 0.17 * len(names)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.55 + 0.17 * len(names)))
     places = range(len(names))
     axes.barh(places, train, height=0.72, color=BLUE, label="training")
-    axes.barh(
-        places, test, left=train, height=0.72, color="#f3c6a5", edgecolor=VERMILION, linewidth=0.5,
-        hatch="////", label="test",
-    )  # fmt: skip
-    space = {"va": "center_baseline", "fontsize": SMALL}
+    hatched = {"color": "#f3c6a5", "edgecolor": VERMILION, "linewidth": 0.5, "hatch": "////"}
+    axes.barh(places, test, left=train, height=0.72, label="test", **hatched)
     widest = max(a + b for a, b in zip(train, test))
     for place, a, b in zip(places, train, test):
-        axes.text(a + b + 0.008 * widest, place, f"{a} + {b}", **space)
+        axes.text(a + b + 0.008 * widest, place, f"{a} + {b}", va="center_baseline", fontsize=SMALL)
     axes.set_yticks(places, [_short(name, 30) for name in names], fontsize=8)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(0, 1.1 * widest)
+    axes.set(xticks=[], xlim=(0, 1.1 * widest), ylim=(len(names) - 0.4, -0.6))
     axes.tick_params(axis="y", length=0)
     axes.spines[["left", "bottom"]].set_visible(False)
-    axes.set_xticks([])
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -145,27 +139,19 @@ def draw_history(history, baseline):
     """Loss and accuracy after each epoch, training and test."""
     epochs = [row.epoch for row in history]
     marker = "o" if len(epochs) == 1 else None  # a line of one point would not show
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.35), layout="constrained")
-    left.plot(epochs, [row.train_loss for row in history], label="training", marker=marker, **TRAIN)
-    left.plot(epochs, [row.test_loss for row in history], label="test", marker=marker, **TEST)
-    left.set(title="Loss", xlabel="epoch")
-    left.set_ylim(bottom=0)
-    left.legend(frameon=False)
-    for side, style in (("train", TRAIN), ("test", TEST)):
-        values = [100 * getattr(row, f"{side}_accuracy") for row in history]
-        right.plot(epochs, values, marker=marker, **style)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.35))
+    for side, name, style in (("train", "training", TRAIN), ("test", "test", TEST)):
+        losses = [getattr(row, f"{side}_loss") for row in history]
+        left.plot(epochs, losses, label=name, marker=marker, **style)
+        accuracies = [100 * getattr(row, f"{side}_accuracy") for row in history]
+        right.plot(epochs, accuracies, marker=marker, **style)
+    left.set(title="Loss", xlabel="epoch", ylim=(0, None))
+    left.legend()
     right.axhline(100 * baseline, color="0.45", linewidth=0.8, linestyle=":")
     right.annotate(
-        f"{baseline:.0%} baseline",
-        (1, 100 * baseline),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -3),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        color="0.35",
-        fontsize=8,
-    )
+        f"{baseline:.0%} baseline", (1, 100 * baseline), (0, -3), ("axes fraction", "data"), "offset points",
+        ha="right", va="top", color="0.35", fontsize=8,
+    )  # fmt: skip
     right.set(title="Accuracy (%)", xlabel="epoch", ylim=(0, 102))
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -188,18 +174,14 @@ def draw_confusion_matrix(matrix, class_names):
     size = 9 if n <= 10 else 8 if n <= 20 else 7
     cell = max(0.145, min(0.36, 4.6 / n))  # inches: a number of two digits fits
     labels = [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in class_names]
-    longest = max(map(len, labels))
-    margin = longest * 0.052 * size / 8 + 0.55
-    width = min(6.5, n * cell + margin + 0.35)
-    height = n * cell + 0.72 * margin + 0.35
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    margin = max(map(len, labels)) * 0.052 * size / 8 + 0.55
+    width, height = n * cell + margin + 0.35, n * cell + 0.72 * margin + 0.35
+    figure, axes = plt.subplots(figsize=(min(WIDTH, width), height))
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for i in range(n):
-        for j in range(n):
-            if matrix[i, j]:
-                colour = "white" if shares[i, j] > 0.5 else "black"
-                axes.text(j, i, matrix[i, j], ha="center", va="center_baseline", color=colour, fontsize=size)
+    for i, j in np.argwhere(matrix):
+        colour = "white" if shares[i, j] > 0.5 else "black"
+        axes.text(j, i, matrix[i, j], ha="center", va="center_baseline", color=colour, fontsize=size)
     turned = {"rotation": 45, "ha": "right"} if n <= 12 else {"rotation": 90, "ha": "right", "va": "center"}
     axes.set_xticks(range(n), labels, rotation_mode="anchor", fontsize=min(size, 8.5), **turned)
     axes.set_yticks(range(n), labels, fontsize=min(size, 8.5))
@@ -208,15 +190,14 @@ def draw_confusion_matrix(matrix, class_names):
     axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="0.85", linewidth=0.5)
     axes.tick_params(which="both", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     return figure
 
 
 def draw_calibration(calibration):
     """Reliability diagram: accuracy by confidence, and how many images each bin holds."""
     bins = [row for row in calibration.bins if row.images]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.6))
     width = 1 / len(calibration.bins)
     places = [row.low + width / 2 for row in bins]
     left.bar(places, [row.accuracy for row in bins], width=0.92 * width, color=BLUE, label="accuracy")
@@ -226,7 +207,7 @@ def draw_calibration(calibration):
         marker="o", markersize=4.5, color="white", markeredgecolor="black", label="mean confidence",
     )  # fmt: skip
     left.set(title="Reliability", xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3)
     bars = right.bar(places, [row.images for row in bins], width=0.92 * width, color="0.6")
     right.bar_label(bars, fontsize=SMALL, padding=1.5)
     right.set(title="Images", xlabel="confidence", xlim=(0, 1))
@@ -247,9 +228,7 @@ def draw_diary(diary):
     rows.sort(key=lambda row: (-largest[row.name], order.index(row.name), row.difference))
     half = -(-len(rows) // 2)
     columns = [part for part in (rows[:half], rows[half:]) if part]
-    figure, panels = plt.subplots(
-        1, len(columns), figsize=(WIDTH, 0.75 + 0.165 * half), layout="constrained", squeeze=False
-    )
+    figure, panels = plt.subplots(1, len(columns), figsize=(WIDTH, 0.75 + 0.165 * half), squeeze=False)
     for axes, part in zip(panels[0], columns):
         _draw_effects(axes, part)
         axes.set_ylim(half - 0.4, -0.6)
@@ -292,7 +271,7 @@ def draw_shares(comparison):
         "cnn": {"color": VERMILION, "marker": "s", "linestyle": (0, (4, 1.5))},
         "resnet18": {"color": "#006b4f", "marker": "^", "linestyle": (0, (1, 1.2))},
     }
-    figure, axes = plt.subplots(figsize=(4.6, 2.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(4.6, 2.5))
     counts = sorted({row.train_images for row in comparison.rows if row.runs})
     for name, style in styles.items():
         rows = [row for row in comparison.rows if row.model == name and row.runs]
@@ -308,7 +287,7 @@ def draw_shares(comparison):
     axes.set_xticks(counts, [f"{n:,}" for n in counts])
     axes.set_xticks([], minor=True)
     axes.set(xlabel="training images", ylabel="test accuracy (%)")
-    axes.legend(frameon=False)
+    axes.legend()
     return figure
 
 
@@ -319,9 +298,7 @@ def draw_rollout(pictures, rollout, entries):
     predictions. The middle row is in units of an even share, on one scale for all pictures.
     """
     k = len(pictures)
-    figure, axes = plt.subplots(
-        3, k, figsize=(min(WIDTH, 0.75 + k * 0.94), 3.05), layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(3, k, figsize=(min(WIDTH, 0.75 + k * 0.94), 3.05), squeeze=False)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     times = rollout * rollout[0].size  # 1: an even share
     low, high = times.min(), times.max()
@@ -337,39 +314,26 @@ def draw_rollout(pictures, rollout, entries):
         _show(axes[2, i], lit, vmin=0, vmax=1)
         sign = "" if entry.true == entry.predicted else "✗ "
         axes[0, i].set_title(_two_lines(sign + entry.true, 16), fontsize=SMALL, fontweight="normal", pad=3)
-        for row in axes[:, i]:
-            _no_axes(row)
+    for part in axes.flat:
+        _no_axes(part)
     for row, name in zip(axes[:, 0], ("input", "rollout", "input lit\nby rollout")):
         row.set_ylabel(name, fontsize=8)
-    bar = figure.colorbar(shown, ax=axes[1, :], fraction=0.03, pad=0.01)
-    _thin(bar)
+    _thin(figure.colorbar(shown, ax=axes[1, :], fraction=0.03, pad=0.01))
     return figure
 
 
 def _tiled(tiles, gap):
     """Tiles (r, c, h, w, ...) as one array with `gap` cells of NaN between them."""
-    r, c, h, w, *rest = tiles.shape
-    whole = np.full((r * (h + gap) - gap, c * (w + gap) - gap, *rest), np.nan)
-    for i in range(r):
-        for j in range(c):
-            whole[i * (h + gap) : i * (h + gap) + h, j * (w + gap) : j * (w + gap) + w] = tiles[i, j]
-    return whole
-
-
-def distance_words(attention):
-    """The attention distances of the record in words, block by block."""
-    rows = [
-        f"block {i}: mean {block.mean:.1f}, heads from {block.least:.1f} to {block.most:.1f}"
-        for i, block in enumerate(attention.blocks, 1)
-    ]
-    return f"Mean attention distance in pixels. {'; '.join(rows)}. Even attention: {attention.even:.1f}."
+    around = [(0, 0), (0, 0), (0, gap), (0, gap), *[(0, 0)] * (tiles.ndim - 4)]
+    spaced = np.pad(tiles.astype(float), around, constant_values=np.nan)
+    return rearrange(spaced, "r c h w ... -> (r h) (c w) ...")[:-gap, :-gap]
 
 
 def draw_distance(distance, even):
     """Mean attention distance of each head (depth, heads), in pixels, and that of even attention."""
     depth, heads = distance.shape
     blocks = np.arange(1, depth + 1)
-    figure, axes = plt.subplots(figsize=(WIDTH, 1.85), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.85))
     axes.plot(
         np.repeat(blocks, heads), distance.ravel(), linestyle="none", marker="o", markersize=4.5,
         color="none", markeredgecolor=BLUE, markeredgewidth=0.9, label="a head",
@@ -381,7 +345,7 @@ def draw_distance(distance, even):
     axes.set_ylim(0, 1.12 * max(even, distance.max()) or 1)  # one patch: all distances are 0
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -397,7 +361,7 @@ def draw_heads(picture, maps, blocks, heads):
     left, right, bottom, top = 1.75, 0.55, 0.07, 0.38  # inches around the maps
     cell = min(0.44, (WIDTH - left - right) / m)
     width, height = left + m * cell + right, bottom + k * cell + top
-    figure = plt.figure(figsize=(width, height))
+    figure = plt.figure(figsize=(width, height), layout="none")
 
     def place(x, y, wide, high):
         return figure.add_axes([x / width, y / height, wide / width, high / height])
@@ -410,15 +374,10 @@ def draw_heads(picture, maps, blocks, heads):
     gap = max(1, round(min(h, w) / 9))
     tiled = _tiled(np.clip(times, 1 / end, end), gap)
     image = axes.imshow(tiled, cmap="cividis", norm=LogNorm(1 / end, end), aspect="auto")
-    for axis in (shown, axes):
-        _no_axes(axis)
+    _no_axes(shown)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
-    axes.set_xticks(np.arange(m) * (w + gap) + (w - 1) / 2, [int(i) + 1 for i in heads], fontsize=SMALL)
-    axes.set_yticks(np.arange(k) * (h + gap) + (h - 1) / 2, [int(i) + 1 for i in blocks], fontsize=SMALL)
-    axes.tick_params(length=0, pad=2)
-    axes.set_xlabel("head", fontsize=8, labelpad=2)
-    axes.set_ylabel("block", fontsize=8, labelpad=3)
+    _number_tiles(axes, maps, gap, blocks, heads, ("block", "head"))
     bar = figure.colorbar(image, cax=place(left + m * cell + 0.1, bottom, 0.09, k * cell))
     most = f"{end:.1f}" if end < 100 else f"{end:.0f}"
     bar.set_ticks([1 / end, 1, end], labels=[f"1/{most}", "1", most])
@@ -429,22 +388,15 @@ def draw_heads(picture, maps, blocks, heads):
 
 def draw_positions(similarity, rows, columns):
     """Cosine similarity of position embeddings: a map over all patches for each chosen patch."""
-    r, c, h, w = similarity.shape
     # A patch is like itself: with that 1 in the scale, all others would look the same.
     others = similarity.copy()
-    for i in range(r):
-        for j in range(c):
-            others[i, j, rows[i], columns[j]] = 0
+    i, j = np.ogrid[: len(rows), : len(columns)]
+    others[i, j, rows[i], columns[j]] = 0
     end = float(np.abs(others).max()) or 1.0
-    figure, axes = plt.subplots(figsize=(3.1, 2.7))
+    figure, axes = plt.subplots(figsize=(3.1, 2.7), layout="none")
     figure.subplots_adjust(left=0.13, right=0.84, bottom=0.13, top=0.99)
     shown = axes.imshow(_tiled(similarity, 1), cmap="cividis", vmin=-end, vmax=end)
-    _no_axes(axes)
-    axes.set_xticks(np.arange(c) * (w + 1) + (w - 1) / 2, [int(j) + 1 for j in columns], fontsize=SMALL)
-    axes.set_yticks(np.arange(r) * (h + 1) + (h - 1) / 2, [int(i) + 1 for i in rows], fontsize=SMALL)
-    axes.tick_params(length=0, pad=2)
-    axes.set_xlabel("column of the patch", fontsize=8, labelpad=2)
-    axes.set_ylabel("row", fontsize=8, labelpad=3)
+    _number_tiles(axes, similarity, 1, rows, columns, ("row", "column of the patch"))
     bar = figure.colorbar(shown, cax=figure.add_axes([0.86, 0.14, 0.02, 0.84]))
     bar.set_ticks([-end, 0, end], labels=[f"−{end:.2f}", "0", f"{end:.2f}"])
     _thin(bar)
@@ -462,7 +414,7 @@ def draw_filters(filters):
     whole = _tiled(tiles.reshape(rows, columns, p, p, c), max(1, p // 12))
     if c == 3:  # NaN is transparent in grey maps only
         whole = np.concatenate([np.nan_to_num(whole), ~np.isnan(whole[..., :1])], axis=-1)
-    figure, axes = plt.subplots(figsize=(3.1, 3.1 * whole.shape[0] / whole.shape[1]))
+    figure, axes = plt.subplots(figsize=(3.1, 3.1 * whole.shape[0] / whole.shape[1]), layout="none")
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
     _show(axes, whole, vmin=0, vmax=1)
     _no_axes(axes)

@@ -4,7 +4,6 @@ One text face (STIX Two Text), one mono (Source Code Pro). Other scripts and rar
 fonts, shipped in templates/fonts/ or brought by our dependencies, so that a page looks the same everywhere.
 """
 
-import base64
 import io
 import logging
 import re
@@ -14,15 +13,18 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from report.source import ROOT
+from report.page import TEMPLATES, data_url
 
-FOLDER = ROOT / "templates" / "fonts"
+FOLDER = TEMPLATES / "fonts"
 MONO, TERMINAL = "Source Code Pro", "DejaVu Sans Mono"
 # Names of our own, where we have no bold: a system that has the same font would put its bold in.
 SIGNS, ARABIC, CJK = "Report Signs", "Report Arabic", "Report CJK"
 
 # Set before it is imported: it tells that it lists the system's fonts, and that some faces have no bold.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+
+
+REGULAR, BOLD = (400, "normal"), (700, "normal")
 
 
 def _shipped(family, stem, *styles):
@@ -37,21 +39,20 @@ def families():
     plots = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     # Found, not imported: that warns of how it finds its own font.
     maths = Path(find_spec("ziamath").origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
-    upright = (400, "normal"), (700, "normal")
     always = [
-        _shipped("STIX Two Text", "stix-two-text-latin", *upright, (400, "italic"), (700, "italic")),
-        _shipped(MONO, "source-code-pro-latin", (400, "normal"), (600, "normal")),
+        _shipped("STIX Two Text", "stix-two-text-latin", REGULAR, BOLD, (400, "italic"), (700, "italic")),
+        _shipped(MONO, "source-code-pro-latin", REGULAR, (600, "normal")),
     ]
     needed = [
-        _shipped("STIX Two Text Extended", "stix-two-text-latin-ext", *upright),
-        _shipped("STIX Two Text Vietnamese", "stix-two-text-vietnamese", *upright),
-        _shipped("STIX Two Text Greek", "stix-two-text-greek", *upright),
-        _shipped("STIX Two Text Cyrillic", "stix-two-text-cyrillic", *upright),
-        ("STIX Two Math", [(400, "normal", maths)]),
-        _shipped(ARABIC, "noto-naskh-arabic-arabic", (400, "normal")),
-        (TERMINAL, [(400, "normal", plots / "DejaVuSansMono.ttf")]),
-        (SIGNS, [(400, "normal", plots / "DejaVuSans.ttf")]),
-        _shipped(CJK, "noto-serif-cjk", (400, "normal")),
+        _shipped("STIX Two Text Extended", "stix-two-text-latin-ext", REGULAR, BOLD),
+        _shipped("STIX Two Text Vietnamese", "stix-two-text-vietnamese", REGULAR, BOLD),
+        _shipped("STIX Two Text Greek", "stix-two-text-greek", REGULAR, BOLD),
+        _shipped("STIX Two Text Cyrillic", "stix-two-text-cyrillic", REGULAR, BOLD),
+        ("STIX Two Math", [(*REGULAR, maths)]),
+        _shipped(ARABIC, "noto-naskh-arabic-arabic", REGULAR),
+        (TERMINAL, [(*REGULAR, plots / "DejaVuSansMono.ttf")]),
+        (SIGNS, [(*REGULAR, plots / "DejaVuSans.ttf")]),
+        _shipped(CJK, "noto-serif-cjk", REGULAR),
     ]
     return always, needed
 
@@ -66,9 +67,8 @@ def _covers(path):
 
 def _letters(text):
     """The code points that need a glyph: no white space, controls or joiners."""
-    return {
-        ord(c) for c in set(text) if unicodedata.category(c) not in ("Cc", "Cf", "Zs", "Zl", "Zp", "Mn", "Cs")
-    }
+    unset = ("Cc", "Cf", "Zs", "Zl", "Zp", "Mn", "Cs")
+    return frozenset(ord(c) for c in set(text) if unicodedata.category(c) not in unset)
 
 
 def choose_families(text):
@@ -118,16 +118,12 @@ def _font_bytes(path, letters, flavor):
 def font_css(text):
     """@font-face rules with the fonts in them, and the variables --text and --mono."""
     text += "\u2010"  # the hyphen that WeasyPrint breaks words with
-    letters = frozenset(_letters(text))
-    chosen, _ = choose_families(text)
-    rules = []
+    chosen, rules = choose_families(text)[0], []
     for family, files in chosen:
         for weight, style, path in files:
-            data = base64.b64encode(_font_bytes(path, letters, "woff2")).decode()
-            rules.append(
-                f'@font-face {{ font-family: "{family}"; font-weight: {weight}; font-style: {style}; '
-                f'src: url("data:font/woff2;base64,{data}") format("woff2"); }}'
-            )
+            url = data_url(_font_bytes(path, _letters(text), "woff2"), "font/woff2")
+            about = f'font-family: "{family}"; font-weight: {weight}; font-style: {style};'
+            rules.append(f'@font-face {{ {about} src: url("{url}") format("woff2"); }}')
     names = [f'"{family}"' for family, _ in chosen if family not in (MONO, TERMINAL)]
     mono = ", ".join([f'"{MONO}"', f'"{TERMINAL}"', *names, "monospace"])
     rules.append(f":root {{ --text: {', '.join(names)}, serif; --mono: {mono}; }}")
@@ -138,13 +134,12 @@ def write_fonts(text, folder):
     """The text families of `text` as files that matplotlib reads: [(family, path)], in order."""
     from fontTools.ttLib import TTFont
 
-    letters = frozenset(_letters(text))
     written = []
     for family, files in choose_families(text)[0]:
+        if family in (MONO, TERMINAL, SIGNS):  # matplotlib has the last
+            continue
         for _weight, _style, path in files:
-            if family in (MONO, TERMINAL, SIGNS):  # matplotlib has the last
-                continue
-            font = TTFont(io.BytesIO(_font_bytes(path, letters, None)))
+            font = TTFont(io.BytesIO(_font_bytes(path, _letters(text), None)))
             for name in font["name"].names:  # the slices of one family must not pass for each other
                 if name.nameID in (1, 16):
                     name.string = family
@@ -163,13 +158,13 @@ def write_latex_fonts(folder, text):
     from fontTools.ttLib import TTFont
 
     folder.mkdir()
-    styles = {(400, "normal"): "Regular", (700, "normal"): "Bold", (600, "normal"): "Semibold"}
+    styles = {REGULAR: "Regular", BOLD: "Bold", (600, "normal"): "Semibold"}
     styles |= {(400, "italic"): "Italic", (700, "italic"): "BoldItalic"}
     always, needed = families()
     chosen, _ = choose_families(text)
-    maths_and_lines = [f for f in needed if f[0] in ("STIX Two Math", TERMINAL) and f not in chosen]
+    chosen += [part for part in needed if part[0] == "STIX Two Math" and part not in chosen]
     found = {"serif": [], "bold": [], "mono": []}
-    for family, files in [*chosen, *maths_and_lines]:
+    for family, files in chosen:
         for weight, style, source in files:
             font = TTFont(source, recalcTimestamp=False)
             font.flavor = None
@@ -183,9 +178,8 @@ def write_latex_fonts(folder, text):
                     found["mono"].append(spec)
     found["bold"] += found["serif"]
     found["mono"] += found["serif"]
-    for license in sorted(FOLDER.glob("LICENSE*")):
-        words = license.stem.split("-")[1:3]
-        if list(folder.glob("".join(words) + "*")):
+    for license in FOLDER.glob("LICENSE*"):
+        if list(folder.glob("".join(license.stem.split("-")[1:3]) + "*")):
             shutil.copyfile(license, folder / license.name)
     spans = {"arabic": "\u0600-\u08ff\ufb50-\ufefe", "hebrew": "\u0590-\u05ff"}
     spans["chinese"] = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"

@@ -4,13 +4,13 @@ On the page nothing in a formula can do harm: it is drawn. LaTeX would run what 
 only commands from a list, those of the setter that draws the page's.
 """
 
-import base64
 import html
 import re
 import warnings
 from functools import lru_cache
 
 from lab.errors import InputError
+from report.page import data_url
 from report.speech import spoken
 
 
@@ -34,29 +34,18 @@ def drawn(latex, display):
     # The drawing's own box: its height in em, and how far it reaches below the baseline.
     svg = formula.svg()
     _, top, width, height = map(float, re.search(r'viewBox="([^"]+)"', svg)[1].split())
-    data = base64.b64encode(svg.encode()).decode()
     return (
         f'<img class="formula" alt="{html.escape(spoken(latex))}" '
         f'data-latex="{html.escape(latex.strip())}" '
-        f'src="data:image/svg+xml;base64,{data}" style="width:{width / size:.3f}em;'
+        f'src="{data_url(svg.encode(), "image/svg+xml")}" style="width:{width / size:.3f}em;'
         f'height:{height / size:.3f}em;vertical-align:{-(top + height) / size:.3f}em">'
     )
 
 
 # Commands that define, read, write or jump, and those that are of no use in LaTeX.
 NOT_IN_FORMULAS = {
-    r"\DeclareMathOperator",
-    r"\class",
-    r"\def",
-    r"\href",
-    r"\math",
-    r"\newcommand",
-    r"\newenvironment",
-    r"\style",
-    r"\tag",
-    r"\tag*",
-    r"\unicode",
-    r"\verb",
+    r"\DeclareMathOperator", r"\class", r"\def", r"\href", r"\math", r"\newcommand", r"\newenvironment",
+    r"\style", r"\tag", r"\tag*", r"\unicode", r"\verb",
 }  # fmt: skip
 ENVIRONMENTS = {"align": "aligned", "align*": "aligned", "gather": "gathered", "gather*": "gathered"}
 ENVIRONMENTS |= dict.fromkeys(("array", "cases", "aligned", "alignedat", "gathered", "split"), None)
@@ -68,16 +57,9 @@ def _known_commands():
     """The commands that the other report's setter of formulas knows, less those that do harm."""
     from latex2mathml import commands, symbols_parser
 
-    def texts(value):
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, (dict, tuple, list, set, frozenset)):
-            for part in value:
-                yield from texts(part)
-
-    names = {text for name, value in vars(commands).items() if name.isupper() for text in texts(value)}
-    names |= {*symbols_parser.SYMBOLS, r"\mathbfit", r"\dagger", r"\mid", r"\colon"}
-    return {name for name in names if re.fullmatch(r"\\[A-Za-z]+\*?", name)} - NOT_IN_FORMULAS
+    tables = [value for name, value in vars(commands).items() if name.isupper()]
+    named = re.findall(r"'\\(\\[A-Za-z]+\*?)'", repr([*tables, list(symbols_parser.SYMBOLS)]))
+    return {*named, r"\mathbfit", r"\dagger", r"\mid", r"\colon"} - NOT_IN_FORMULAS
 
 
 def for_latex(path, latex):

@@ -9,6 +9,7 @@ end, and a formula may only use commands that are known to be harmless.
 
 import base64
 import contextlib
+import io
 import json
 import os
 import re
@@ -17,6 +18,8 @@ import subprocess
 import tempfile
 from datetime import datetime
 from pathlib import Path
+
+from PIL import Image
 
 from lab.errors import InputError
 from report import answers, fonts, render
@@ -42,7 +45,7 @@ JOIN = "\x01"
 
 
 def verbatim(text, environment):
-    """Text for a verbatim environment. InputError if it would end the environment."""
+    """Text for a verbatim environment. InputError if it would end that."""
     if f"\\end{{{environment}}}" in re.sub(r"\s", "", text):
         raise InputError(f"code that holds \\end{{{environment}}} cannot be shown with --latex")
     return text.expandtabs(4).rstrip("\n")
@@ -53,11 +56,9 @@ def terminal(text):
     lines = text.splitlines()
     longest = max(map(len, lines), default=1)
     size = min(8.0, TEXT_WIDTH / (0.61 * 0.86 * longest) - 0.01)
-    return (
-        f"\\begin{{Verbatim}}[{'samepage,' if len(lines) < 40 else ''}"
-        f"formatcom=\\fontsize{{{size:.2f}}}{{{1.2 * size:.2f}}}\\selectfont]\n"
-        f"{verbatim(text, 'Verbatim')}\n\\end{{Verbatim}}"
-    )
+    font = f"formatcom=\\fontsize{{{size:.2f}}}{{{1.2 * size:.2f}}}\\selectfont"
+    options = font if len(lines) >= 40 else f"samepage,{font}"
+    return f"\\begin{{Verbatim}}[{options}]\n{verbatim(text, 'Verbatim')}\n\\end{{Verbatim}}"
 
 
 # The page
@@ -86,6 +87,11 @@ def _raw(text, block=False):
 def _para(*parts):
     """A paragraph of LaTeX texts and pandoc nodes."""
     return {"t": "Para", "c": [_raw(part) if isinstance(part, str) else part for part in parts]}
+
+
+def _title(words):
+    """The title of a listing."""
+    return _para(r"\codetitle{", *words, "}")
 
 
 def _attributes(attr):
@@ -130,10 +136,33 @@ class Body:
         """Pandoc's blocks for those of the page. InputError for a kind that the page cannot hold."""
         done = []
         for node in nodes:
-            method = getattr(self, f"block_{node['t'].lower()}", None)
-            if method is None:
-                raise InputError(f"{self.answer}: --latex cannot set a {node['t']}")
-            done += method(node.get("c"))
+            match node["t"], node.get("c"):
+                case (
+                    "Para" | "Plain",
+                    content,
+                ):  # as a paragraph: pandoc would run "Plain" into the next block
+                    inlines = self.inlines(content)
+                    done += [_para(*inlines)] if inlines else []
+                case "Header", content:
+                    done += self.header(*content)
+                case "CodeBlock", (_, text):
+                    done.append(_raw(terminal(text), block=True))
+                case "BulletList", items:
+                    done.append({"t": "BulletList", "c": list(map(self.item, items))})
+                case "OrderedList", (style, items):
+                    done.append({"t": "OrderedList", "c": [style, list(map(self.item, items))]})
+                case "BlockQuote", content:
+                    done.append({"t": "BlockQuote", "c": self.inside(content)})
+                case "HorizontalRule", _:
+                    done.append(node)
+                case "Div", content:
+                    done += self.div(*content)
+                case "Figure", content:
+                    done += self.figure(*content)
+                case "Table", content:
+                    done += self.table(*content)
+                case kind, _:
+                    raise InputError(f"{self.answer}: --latex cannot set a {kind}")
         return done
 
     def inside(self, nodes, share=1.0):
@@ -144,33 +173,18 @@ class Body:
         self.nested, self.share = self.nested - 1, before
         return done
 
-    def block_para(self, content):
-        inlines = self.inlines(content)
-        return [_para(*inlines)] if inlines else []
-
-    block_plain = block_para  # as a paragraph: pandoc would run it into the block after it
-
-    def block_header(self, content):
-        level, attr, inlines = content
-        identifier, classes, _ = _attributes(attr)
-        inlines = self.inlines(inlines)
+    def header(self, level, attr, inlines):
+        identifier, classes, _ = attr
         label = f"\\label{{{identifier}}}" if identifier else ""
         if self.answer:
-            return [_para(r"\paragraph{", *inlines, "}")]
-        if "title" in classes:
-            return [_para(r"\reporttitle{", *inlines, "}")]
-        if level == 2 and "unnumbered" not in classes:
-            return [_para(r"\section{", *inlines, "}" + label)]
-        return [_para(r"\phantomsection\subsection*{", *inlines, "}" + label)]
-
-    def block_codeblock(self, content):
-        return [_raw(terminal(content[1]), block=True)]
-
-    def block_bulletlist(self, content):
-        return [{"t": "BulletList", "c": list(map(self.item, content))}]
-
-    def block_orderedlist(self, content):
-        return [{"t": "OrderedList", "c": [content[0], list(map(self.item, content[1]))]}]
+            start, label = r"\paragraph{", ""
+        elif "title" in classes:
+            start, label = r"\reporttitle{", ""
+        elif level == 2 and "unnumbered" not in classes:
+            start = r"\section{"
+        else:
+            start = r"\phantomsection\subsection*{"
+        return [_para(start, *self.inlines(inlines), "}" + label)]
 
     def item(self, nodes):
         """The blocks of a list's item, which is set tight if it was written so."""
@@ -179,19 +193,11 @@ class Body:
             done[0]["t"] = "Plain"
         return done
 
-    def block_blockquote(self, content):
-        return [{"t": "BlockQuote", "c": self.inside(content)}]
-
-    def block_horizontalrule(self, content):
-        return [{"t": "HorizontalRule"}]
-
-    def block_div(self, content):
-        attr, nodes = content
+    def div(self, attr, nodes):
         identifier, classes, data = _attributes(attr)
         if "file" in data:
             self.answer = data["file"]
-            done = self.blocks(nodes)
-            self.answer = None
+            done, self.answer = self.blocks(nodes), None
             return done
         if "math" in classes:
             return [self.display(identifier, next(n for n in _flat(nodes) if n["t"] == "Image"))]
@@ -229,33 +235,25 @@ class Body:
         if not identifier:
             return _raw(f"{JOIN}\\[\n{latex}\n\\]", block=True)
         number = identifier.removeprefix("eq-").replace("_", r"\_")
-        label = ""
-        if identifier not in self.labelled:  # of two with the same number, the first has it
-            self.labelled.add(identifier)
-            label = f"\\label{{{identifier}}}"
-        return _raw(
-            f"{JOIN}\\begin{{equation}}\\tag{{{number}}}{label}\n{latex}\n\\end{{equation}}", block=True
-        )
+        # Of two with the same number, the first has it.
+        label = f"\\label{{{identifier}}}" if identifier not in self.labelled else ""
+        self.labelled.add(identifier)
+        equation = f"{JOIN}\\begin{{equation}}\\tag{{{number}}}{label}\n{latex}\n\\end{{equation}}"
+        return _raw(equation, block=True)
 
-    def block_figure(self, content):
-        attr, (_, caption), nodes = content
+    def figure(self, attr, caption, nodes):
         identifier, classes, data = _attributes(attr)
-        words = self.inlines(_flat(caption))
+        words = self.inlines(_flat(caption[1]))
         if "code" in classes:
             return self.listing(words, data.get("language", ""), nodes[0]["c"][1])
-        if "terminal" in classes:
-            done = [_para(r"\codetitle{", *words, "}")]
+        if "terminal" in classes:  # its paragraphs say what stands below them
+            done = [_title(words)]
             for node in nodes:
-                title = [r"\codetitle{", *self.inlines(node["c"]), "}"] if node["t"] == "Para" else []
-                done += [_para(*title)] if title else self.blocks([node])
+                done += [_title(self.inlines(node["c"]))] if node["t"] == "Para" else self.blocks([node])
             return done
         if "rows" in classes:  # it may be longer than a page
-            caption = _para(
-                r"{\nopagebreak\captionsetup{hypcap=false}\captionof{figure}{",
-                *words,
-                f"}}\\label{{{identifier}}}\\par}}",
-            )
-            return [*self.inside(nodes), caption]
+            start = r"{\nopagebreak\captionsetup{hypcap=false}\captionof{figure}{"
+            return [*self.inside(nodes), _para(start, *words, f"}}\\label{{{identifier}}}\\par}}")]
         label = f"}}\\label{{{identifier}}}{JOIN}"
         blocks = self.inside(nodes)
         if "settings" in classes:
@@ -271,14 +269,14 @@ class Body:
             text = verbatim(text, "lstlisting")
         except InputError as error:
             raise InputError(f"{self.answer}: {error}") from None
-        title = [_para(r"\codetitle{", *title, "}")] if title else []
-        return [*title, _raw(f"\\begin{{lstlisting}}[{option}]\n{text}\n\\end{{lstlisting}}", block=True)]
+        listing = _raw(f"\\begin{{lstlisting}}[{option}]\n{text}\n\\end{{lstlisting}}", block=True)
+        return [_title(title), listing] if title else [listing]
 
     # Tables
 
-    def block_table(self, content):
+    def table(self, attr, caption, columns, head, bodies, _):
         """A booktabs table. Columns of words share the line's width, short ones take what they need."""
-        attr, (_, caption), columns, (_, head), bodies, _ = content
+        caption, head = caption[1], head[1]
         rows = [*head, *(row for body in bodies for row in (*body[2], *body[3]))]
         spec, wide = self.columns(columns, rows)
         # A long table goes on on the next page; with a caption it may float there first.
@@ -335,9 +333,9 @@ class Body:
                 inside = self.inlines(content)
                 done += [{"t": kind, "c": inside}] if inside else []
             elif kind == "Span":
-                command = next((COMMANDS[name] for name in content[0][1] if name in COMMANDS), None)
+                commands = [COMMANDS[name] for name in content[0][1] if name in COMMANDS]
                 inside = self.inlines(content[1])
-                done += [_raw(command + "{"), *inside, _raw("}")] if command else inside
+                done += [_raw(commands[0] + "{"), *inside, _raw("}")] if commands else inside
             elif kind == "Code":
                 done.append({"t": kind, "c": [["", [], []], content[1]]})
             elif kind == "Str":
@@ -393,11 +391,12 @@ class Body:
         content = base64.b64decode(content)
         if kind == "image/svg+xml":
             raise InputError(f"{self.answer}: {NO_SVG}")
-        if kind not in PICTURES:
-            kind, content = "image/png", _as_png(content)
         self.pictures += 1
-        name = f"picture-{self.pictures:03}.{PICTURES[kind]}"
-        (self.figures / name).write_bytes(content)
+        name = f"picture-{self.pictures:03}.{PICTURES.get(kind, 'png')}"
+        if kind in PICTURES:
+            (self.figures / name).write_bytes(content)
+        else:
+            Image.open(io.BytesIO(content)).convert("RGBA").save(self.figures / name)
         if "width" not in data:
             return _raw(f"\\includegraphics[max width=\\linewidth]{{figures/{name}}}")
         side = f"{data['width']}\\linewidth"
@@ -405,31 +404,18 @@ class Body:
         return _raw(f"\\includegraphics[width={side},height={side},keepaspectratio{frame}]{{figures/{name}}}")
 
 
-def _as_png(content):
-    """The bytes of a picture as those of a PNG."""
-    import io
-
-    from PIL import Image
-
-    file = io.BytesIO()
-    with Image.open(io.BytesIO(content)) as picture:
-        picture.convert("RGBA").save(file, "PNG")
-    return file.getvalue()
-
-
 # The whole folder
 
 
 def _write_figures(folder, record, run):
     """The figures as PDF. -> {name: path from the .tex}"""
-    import matplotlib
     from matplotlib import pyplot
 
     # matplotlib cannot embed the CFF font for Chinese as Type 42, which keeps text selectable.
     kind = 3 if any(letter > "\u2e7f" for letter in "".join(record.data.classes)) else 42
     drawings = {}
     for name, figure in render.draw_figures(record, run).items():
-        with matplotlib.rc_context({"pdf.fonttype": kind}):
+        with pyplot.rc_context({"pdf.fonttype": kind}):
             figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
         pyplot.close(figure)
         drawings[name] = f"figures/{name}.pdf"
@@ -481,22 +467,20 @@ def _compile(folder, name, date):
     if not shutil.which("latexmk"):
         return "latexmk is not installed: the .tex was not compiled"
     kept = {path.name for path in folder.iterdir()}
+    environment = os.environ | {
+        "openin_any": "p",  # TeX may read
+        "openout_any": "p",  # and write below this folder only
+        "SOURCE_DATE_EPOCH": str(int(datetime.fromisoformat(date).timestamp())),
+        "FORCE_SOURCE_DATE": "1",
+    }
+    command = ["latexmk", "-norc", "-r", "latexmkrc", f"{name}.tex"]
+    settings = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": COMPILE_SECONDS}
     failed = True
-    with (
-        tempfile.TemporaryDirectory(prefix="report-fonts-") as cache,
-        contextlib.suppress(subprocess.TimeoutExpired),
-    ):
-        environment = os.environ | {
-            "TEXMFCACHE": cache,  # two compilers at once would rewrite each other's fonts
-            # TeX may read and write below this folder only.
-            "openin_any": "p",
-            "openout_any": "p",
-            "SOURCE_DATE_EPOCH": str(int(datetime.fromisoformat(date).timestamp())),
-            "FORCE_SOURCE_DATE": "1",
-        }
-        command = ["latexmk", "-norc", "-r", "latexmkrc", f"{name}.tex"]
-        settings = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": COMPILE_SECONDS}
-        failed = subprocess.run(command, cwd=folder, env=environment, **settings).returncode != 0
+    # A cache of its own: two compilers at once would rewrite each other's fonts.
+    cache = tempfile.TemporaryDirectory(prefix="report-fonts-")
+    with cache as path, contextlib.suppress(subprocess.TimeoutExpired):
+        settings["env"] = environment | {"TEXMFCACHE": path}
+        failed = subprocess.run(command, cwd=folder, **settings).returncode != 0
     log = folder / f"{name}.log"
     said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     kept.add(log.name if failed else f"{name}.pdf")
@@ -519,20 +503,14 @@ def write_latex(record, run, folder, answers_folder=None):
     """
     check_latex(answers_folder)
     folder = Path(folder)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    about = {"prefix": f".{folder.name}-", "dir": folder.parent, "ignore_cleanup_errors": True}
+    with tempfile.TemporaryDirectory(**about) as beside:
+        new = Path(beside) / "new"
+        new.mkdir()
         name = write_source(new, record, run, answers_folder).stem
         message = _compile(new, name, render.document_date(record))
-        new.chmod(0o755)
         if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            folder.rename(old / folder.name)
-            new.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            new.rename(folder)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(new)
+            folder.rename(Path(beside) / "old")
+        new.rename(folder)
     paths = [folder / f"{name}.{kind}" for kind in ("tex", "pdf")]
     return [path for path in paths if path.is_file()], message

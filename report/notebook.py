@@ -38,10 +38,8 @@ def check_finished(record, folder):
         if not path.exists():
             raise InputError(f"--notebook needs {path}, which is gone: {again}")
     if (folder / code).read_text(encoding="utf-8") != assemble_submission(record):
-        raise InputError(
-            f"{folder / code} was changed, or written by another version, and a notebook would hold other "
-            f"code: {again}"
-        )
+        why = "was changed, or written by another version, and a notebook would hold other code"
+        raise InputError(f"{folder / code} {why}: {again}")
     if sha256(folder / weights) != record.files[weights]:
         raise InputError(f"{folder / weights} is not the file in run/record.json: {again}")
 
@@ -73,10 +71,8 @@ def read_cells(text):
     import jupytext
 
     notebook = jupytext.reads(text, {"extension": ".py", "format_name": "percent", "comment_magics": False})
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     for i, cell in enumerate(notebook.cells, 1):
         cell.id, cell.metadata, cell.source = f"cell-{i}", {}, cell.source.strip("\n")
     return notebook
@@ -105,25 +101,14 @@ def _run(notebook, record, folder, scratch, begin, tick):
         connection_file=str(scratch / "kernel.json"),
     )
     client = NotebookClient(
-        notebook,
-        km=manager,
-        startup_timeout=START_SECONDS,
-        # The same weights give the same bytes.
-        record_timing=False,
-        coalesce_streams=True,
-        on_cell_start=lambda cell_index, **_: begin(cell_index),
-        on_cell_executed=lambda **_: tick(),
-    )
+        notebook, km=manager, startup_timeout=START_SECONDS,
+        record_timing=False, coalesce_streams=True,  # the same weights give the same bytes
+        on_cell_start=lambda cell_index, **_: begin(cell_index), on_cell_executed=lambda **_: tick(),
+    )  # fmt: skip
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     # In a thread, where nbclient leaves Ctrl-C alone: it would call it a dead kernel.
     with ThreadPoolExecutor(1) as pool:
-        work = pool.submit(
-            client.execute,
-            cleanup_kc=True,
-            cwd=str(desk),
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        work = pool.submit(client.execute, cleanup_kc=True, cwd=str(desk), env=environment, **quiet)
         try:
             work.result()
         except KeyboardInterrupt:

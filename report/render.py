@@ -1,6 +1,5 @@
 """The run record -> one HTML page with everything in it -> an A4 PDF."""
 
-import base64
 import contextlib
 import datetime
 import html
@@ -13,18 +12,18 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-import jinja2
-
 from lab.errors import InputError
 from report import answers, fonts
-from report.source import ROOT, recipe_groups
+from report.page import TEMPLATES, data_url, templates
+from report.source import recipe_groups
 
-TEMPLATES = ROOT / "templates"
 QUESTION_NAMES = {key: f"Question {number}" for key, number, _ in answers.QUESTIONS}
 
+DEBIAN = "sudo apt-get install -y libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0"
+FEDORA = "sudo dnf install -y pango"
 INSTALL_PANGO = {
-    "debian": "sudo apt-get install -y libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0",
-    "fedora": "sudo dnf install -y pango",
+    **dict.fromkeys(("debian", "ubuntu"), DEBIAN),
+    **dict.fromkeys(("fedora", "rhel"), FEDORA),
     "Darwin": "brew install pango",
     "Windows": "pacman -S mingw-w64-ucrt-x86_64-pango in an MSYS2 shell (https://www.msys2.org)",
 }
@@ -34,16 +33,9 @@ def install_hint(system, os_release=""):
     """The command that installs WeasyPrint's system libraries on such a system."""
     if system != "Linux":
         return INSTALL_PANGO.get(system, "install Pango 1.44 or newer")
-    likes = " ".join(
-        line.partition("=")[2].strip("\"'")
-        for line in os_release.splitlines()
-        if line.startswith(("ID=", "ID_LIKE="))
-    ).split()
-    families = {"debian": "debian", "ubuntu": "debian", "fedora": "fedora", "rhel": "fedora"}
-    for name, family in families.items():
-        if name in likes:
-            return INSTALL_PANGO[family]
-    return f"{INSTALL_PANGO['debian']} (Debian, Ubuntu) or {INSTALL_PANGO['fedora']} (Fedora)"
+    likes = " ".join(re.findall(r"^ID(?:_LIKE)?=(.*)", os_release, re.MULTILINE))
+    known = (INSTALL_PANGO[name] for name in re.findall(r"\w+", likes) if name in INSTALL_PANGO)
+    return next(known, f"{DEBIAN} (Debian, Ubuntu) or {FEDORA} (Fedora)")
 
 
 def check_renderer():
@@ -93,7 +85,7 @@ def setting_columns(values, columns=3):
     groups["Others"] = [name for name in values if name not in known]
 
     def shown(value):
-        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"
+        return answers.setting(value) if isinstance(value, bool) else f"{value}"
 
     filled = [[] for _ in range(columns)]
     for heading, names in groups.items():
@@ -114,9 +106,8 @@ def number(page, names):
     def label(match):
         kind, target = match.groups()
         counts[kind] += 1
-        names[target] = f"{kind} {counts[kind]}"
+        names[target] = f"{kind} {counts[kind]}" if kind != "Reference" else f"[{counts[kind]}]"
         if kind == "Reference":  # the list shows its numbers itself
-            names[target] = f"[{counts[kind]}]"
             return ""
         if kind == "Section":
             return f'<span class="section-number">{counts[kind]}</span>'
@@ -128,18 +119,12 @@ def number(page, names):
             return f'<a href="#{target}">{names[target]}</a>'
         if target.startswith("eq-"):  # the answer with this formula may have been replaced
             return f"equation {target[3:]}"
-        raise InputError(
-            f"an answer refers to #{target}; there are {', '.join('#' + n for n in sorted(names))}"
-        )
+        there = ", ".join(f"#{name}" for name in sorted(names))
+        raise InputError(f"an answer refers to #{target}; there are {there}")
 
     page = re.sub(r'<b data-label="(\w+) ([\w-]+)"></b>', label, page)
     names |= {target: f"equation {target[3:]}" for target in re.findall(r'<div id="(eq-[^"]+)"', page)}
     return re.sub(r'<a href="#([\w-]+)"></a>', reference, page)
-
-
-def data_url(content, kind):
-    """Bytes as a URL that holds them, so that a page needs no other file."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def read_arrays(record, run):
@@ -185,8 +170,8 @@ def draw_figures(record, run):
     from report import figures
 
     figures.use_report_type("".join(record.data.classes))
-    results, found = record.results, record.findings
-    arrays = read_arrays(record, run)
+    results, found, arrays = record.results, record.findings, read_arrays(record, run)
+    maps = (arrays[name] for name in ("maps", "map_blocks", "map_heads"))
     drawn = {
         "counts": figures.draw_counts(record.data.counts),
         "curves": figures.draw_history(record.training.history, results.baseline),
@@ -194,9 +179,7 @@ def draw_figures(record, run):
         "calibration": figures.draw_calibration(results.calibration),
         "rollout": figures.draw_rollout(arrays["pictures"], arrays["rollout"], record.shown.rollouts),
         "distance": figures.draw_distance(arrays["distance"], float(arrays["even_distance"])),
-        "heads": figures.draw_heads(
-            arrays["pictures"][0], arrays["maps"], arrays["map_blocks"], arrays["map_heads"]
-        ),
+        "heads": figures.draw_heads(arrays["pictures"][0], *maps),
         "positions": figures.draw_positions(arrays["similarity"], arrays["rows"], arrays["columns"]),
         "filters": figures.draw_filters(arrays["filters"]),
     }
@@ -214,24 +197,15 @@ def fill_page(record, run, answers_folder, drawings):
     """
     from report import figures
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(autoescape=True)
     environment.filters.update(answers.FILTERS)
     log = (run / "training.log").read_text(encoding="utf-8")
-    shown = record.shown
+    shown = ("examples", "mistakes", "train_samples", "test_samples")
     return environment.get_template("report.html.j2").render(
         answers.lookups(record),
         record=record,
         document_date=document_date(record),
-        examples=_read_pictures(shown.examples, run),
-        mistakes=_read_pictures(shown.mistakes, run),
-        train_samples=_read_pictures(shown.train_samples, run),
-        test_samples=_read_pictures(shown.test_samples, run),
+        **{name: _read_pictures(getattr(record.shown, name), run) for name in shown},
         questions=answers.QUESTIONS,
         answers=answers.render_answers(record, answers_folder),
         log=log_pieces(log, record.training.history),
@@ -240,7 +214,6 @@ def fill_page(record, run, answers_folder, drawings):
         changed_to=answers.changed_to,
         network=answers.NETWORKS,
         matrix_words=figures.confusion_words(record.results.confusion_matrix, record.data.classes),
-        distance_words=figures.distance_words(shown.attention),
         drawings=drawings,
     )
 

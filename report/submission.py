@@ -5,9 +5,8 @@ import json
 import textwrap
 from functools import lru_cache
 
-import jinja2
-
-from report.source import ROOT, piece, recipe_groups
+from report.page import templates
+from report.source import piece, recipe_groups
 
 WIDTH = 110  # letters a line, as in the project's source
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -28,13 +27,7 @@ def _settings(recipe):
 
 @lru_cache
 def _template():
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ROOT / "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates(keep_trailing_newline=True)
     environment.globals.update(
         source=lambda file, *names: "\n\n".join(piece(file, name) for name in names),
         constants=lambda file, *names: "\n".join(piece(file, name) for name in names),
@@ -60,11 +53,5 @@ def assemble_cells(record, log):
     """The text of the notebook in the percent format: `# %%` begins a cell. `log`: that of the training."""
     lines = log.splitlines()
     last = max((i for i, line in enumerate(lines) if line.startswith("Epoch:")), default=0)
-    return _fill(
-        record,
-        notebook=True,
-        demonstration=record.data.demonstration,
-        date=record.date[:10],
-        log=lines,
-        last_epoch=lines[last:],
-    )
+    about = {"demonstration": record.data.demonstration, "date": record.date[:10]}
+    return _fill(record, notebook=True, log=lines, last_epoch=lines[last:], **about)
