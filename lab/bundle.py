@@ -124,7 +124,8 @@ def staged(folder, student_id, resume=False):
                 _publish(partial, folder, student_id)
                 print(f"run.py: the trained run is kept: add --report-only for {folder}", file=sys.stderr)
             elif useful:
-                again = f"--student-id {student_id} --resume"
+                # A finished bundle of this id is still there, and is replaced only where that is said again.
+                again = f"--student-id {student_id} --resume{' --force' * folder.exists()}"
                 print(f"run.py: {again} goes on from the last epoch", file=sys.stderr)
             else:
                 shutil.rmtree(partial, ignore_errors=True)

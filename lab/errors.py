@@ -42,7 +42,7 @@ def explain(error):
         return f"{error.strerror}{what}: {HINTS[error.errno]}"
     if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
         return (
-            "the memory became too small: close other programs and go on with --resume, or make dim, depth "
-            "or image_size smaller"
+            "the memory became too small: close other programs, or make dim, depth or image_size smaller; "
+            "where an epoch was finished, --resume goes on"
         )
     return None
