@@ -9,11 +9,14 @@ then says why in its attribute "failure": either counts. Optuna's FAIL is a tria
 Ctrl-C, for lack of time, or with its process: it does not count, and its values are queued once more.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import re
+import signal
 import socket
+import threading
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -140,20 +143,26 @@ def score_of(correct, loss, images):
 class Objective:
     """A trial for study.optimize: trains its recipe on one part and scores the other each epoch.
 
-    `trial` is the last one that was begun.
+    `trial` is the last one that was begun; `stopped` is set to have it end after the batch at hand.
     """
 
     def __init__(self, parts, base, space, where, deadline=math.inf):
         self.train_split, self.held_out = parts
         self.base, self.space, self.deadline = base, space, deadline
         self.device, self.precision = where.begin()
-        self.trial = None
+        self.trial, self.stopped = None, False
+
+    def tick(self):
+        """KeyboardInterrupt if the search was stopped."""
+        if self.stopped:
+            raise KeyboardInterrupt
 
     def __call__(self, trial):
         self.trial, images = trial, len(self.held_out)
         trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
         trial.set_user_attr("precision", self.precision)
         suggest(trial, self.space)
+        self.tick()
         # Errors of the training come out of epochs(), and not those of the storage, which end the search.
         for epoch in self.epochs(trial):
             trial.set_user_attr("accuracy", epoch.correct / images)
@@ -173,7 +182,7 @@ class Objective:
         try:
             recipe = dataclasses.replace(self.base, **changes_of(trial.params, self.base))
             setup = runs.prepare(self.train_split, self.held_out, recipe, self.device, self.precision)
-            for epoch in training.epochs(setup, recipe):
+            for epoch in training.epochs(setup, recipe, tick=self.tick):
                 if not math.isfinite(epoch.test_loss):
                     raise InputError(f"the validation loss became {epoch.test_loss}")
                 yield epoch
@@ -313,6 +322,27 @@ def was_stopped(error):
     return False
 
 
+@contextlib.contextmanager
+def stop_between_batches(objective):
+    """Let a Ctrl-C end the trial after its batch; a second one ends at once.
+
+    Raised anywhere, it could leave a transaction open, and this process would then wait for its own lock.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        objective.stopped = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run_trials(study, objective, budget, say):
     """Run trials of the study until the budget is used up, or Ctrl-C."""
     start, already = time.monotonic(), len(trials_in(study, *ENDED))
@@ -329,7 +359,8 @@ def run_trials(study, objective, budget, say):
     while True:
         left = None if budget.trials else max(0.0, objective.deadline - time.monotonic())
         try:
-            return study.optimize(objective, timeout=left, callbacks=callbacks)
+            with stop_between_batches(objective):
+                return study.optimize(objective, timeout=left, callbacks=callbacks)
         except TimeUp:
             put_back(study, objective.trial)
             number = objective.trial.number
