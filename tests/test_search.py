@@ -147,7 +147,7 @@ def test_a_stopped_search_goes_on(tmp_path, args, name):
 
 
 def test_a_killed_worker_costs_no_trial_and_none_counts_twice(tmp_path, args):
-    storage, budget = tmp_path / "study.db", 4
+    storage, budget = tmp_path / "study.db", 6  # the survivor works on for longer than the grace period
     args += ["--budget", str(budget), "--set", "epochs=40"]
     workers = [start_worker(args) for _ in range(2)]
     wait_for(lambda: len(running(storage)) == 2, workers[0])
