@@ -180,7 +180,7 @@ def test_it_imports_what_a_student_would(bundle):
             roots |= {alias.name.split(".")[0] for alias in node.names}
     # numpy and Pillow come with torchvision and matplotlib
     allowed = {"torch", "torchvision", "einops", "sklearn", "matplotlib", "numpy", "PIL"}
-    plain = {"collections", "concurrent", "functools", "hashlib", "math", "pathlib", "random"}
+    plain = {"argparse", "collections", "concurrent", "functools", "hashlib", "math", "pathlib", "random"}
     assert roots <= allowed | plain | {"re", "shutil", "sys", "time", "types", "zipfile"}
 
 
