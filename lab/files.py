@@ -31,14 +31,15 @@ def to_disk(path):
         os.close(handle)
 
 
-def write_whole(path, content):
-    """Write bytes or text to `path` whole or not at all: a temporary name beside it, fsync, a rename."""
+@contextlib.contextmanager
+def writing_whole(path):
+    """A binary file to write in the `with` block, which becomes `path` at its end, whole or not at all: a
+    temporary name beside it, fsync, a rename."""
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             # Without it a rename may reach the disk before the content does: a power cut then leaves zeros.
             os.fsync(file.fileno())
@@ -49,6 +50,13 @@ def write_whole(path, content):
             os.unlink(temporary)
         raise
     to_disk(path.parent)
+
+
+def write_whole(path, content):
+    """Write bytes or text to `path`, whole or not at all."""
+    data = content.encode() if isinstance(content, str) else content
+    with writing_whole(path) as file:
+        file.write(data)
 
 
 def write_csv(path, header, rows):

@@ -16,7 +16,6 @@ import io
 import math
 import os
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,8 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator, SeedSequence
 from PIL import Image, ImageDraw
+
+from lab.files import writing_whole
 
 SIZE = 200  # pixels, each side
 DEFAULT_PER_CLASS = 100
@@ -219,26 +220,18 @@ def write_dataset(zip_path: str | Path, per_class: int | None = None, seed: int 
         raise ValueError(f"the seed must be 0 or more, not {seed}")
     zip_path = Path(zip_path)
     names = [(name, n) for name in CLASSES for n in range(1, per_class + 1)]
-    handle, temporary = tempfile.mkstemp(prefix=f".{zip_path.name}-", dir=zip_path.parent)
-    try:
-        with (
-            os.fdopen(handle, "wb") as file,
-            zipfile.ZipFile(file, "w") as archive,
-            # Threads pay as far as the cores go (more of them wait for Python's lock: slower).
-            ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
-            # Closing drops what is not drawn yet, so that a fault or Ctrl-C ends at once.
-            contextlib.closing(pool.map(lambda image: _png(*image, seed), names)) as pngs,
-        ):
-            archive.comment = MARK
-            for (name, n), png in zip(names, pngs, strict=True):
-                # A ZipInfo made by name is dated 1980-01-01: the same bytes each time.
-                archive.writestr(zipfile.ZipInfo(f"{name}/{name}_{n}.png"), png)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, zip_path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    with (
+        writing_whole(zip_path) as file,
+        zipfile.ZipFile(file, "w") as archive,
+        # Threads pay as far as the cores go (more of them wait for Python's lock: slower).
+        ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
+        # Closing drops what is not drawn yet, so that a fault or Ctrl-C ends at once.
+        contextlib.closing(pool.map(lambda image: _png(*image, seed), names)) as pngs,
+    ):
+        archive.comment = MARK
+        for (name, n), png in zip(names, pngs, strict=True):
+            # A ZipInfo made by name is dated 1980-01-01: the same bytes each time.
+            archive.writestr(zipfile.ZipInfo(f"{name}/{name}_{n}.png"), png)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
