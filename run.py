@@ -113,9 +113,10 @@ def report_only(options, screen):
         if options.notebook:
             report.check_finished(record, options.folder)
         record.student.name = options.name or record.student.name
-        named = findings.load_findings(options.diary, options.compare)
-        record.findings.diary = named.diary if options.diary else record.findings.diary
-        record.findings.comparison = named.comparison if options.compare else record.findings.comparison
+        if options.diary or options.compare:
+            named = findings.load_findings(options.diary, options.compare)
+            record.findings.diary = named.diary if options.diary else record.findings.diary
+            record.findings.comparison = named.comparison if options.compare else record.findings.comparison
         draw(record, options, options.folder, screen)
     return record
 
