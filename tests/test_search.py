@@ -362,8 +362,8 @@ def test_no_other_file_is_replaced_by_a_search(tmp_path, args, capsys):
 def test_a_database_that_goes_away_is_one_line(tmp_path, monkeypatch, args, capsys):
     epochs = training.epochs
 
-    def epochs_and_drop(*args):
-        for epoch in epochs(*args):
+    def epochs_and_drop(*args, **kwargs):
+        for epoch in epochs(*args, **kwargs):
             with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as database:
                 database.execute("DROP TABLE IF EXISTS trials")
             yield epoch
