@@ -14,7 +14,7 @@ from lab.files import write_csv, write_whole
 from lab.findings import Findings
 from lab.recipe import Recipe
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass
@@ -67,9 +67,45 @@ class Unreadable:
 
 
 @dataclass
+class LeftOut:
+    """So many files that were found and not used, for one reason, and the path of one of them."""
+
+    reason: str
+    files: int
+    example: str
+
+
+@dataclass
+class KeptTogether:
+    """Images that stay on one side because they show one thing: for which reason, in how many groups, how
+    many images, and two of one group."""
+
+    reason: str
+    groups: int
+    images: int
+    example: str
+
+
+@dataclass
+class Choices:
+    """How the user said the files are to be understood: the flags --labels, --include, --exclude, --group."""
+
+    labels: str | None = None
+    include: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
+    group: str | None = None
+
+
+@dataclass
 class DataFacts:
     """The images. `source` is zip, folder or demonstration; `counts` is {"train": {class: n}, "test": ...};
-    `sizes` and `modes` are (name, number of files), the most frequent first."""
+    `sizes` and `modes` are (name, number of files), the most frequent first.
+
+    `notes` are sentences about what was guessed or converted; `contradictions` name equal pictures of
+    different classes ("a/1.png and b/7.png"); `presented` says what the model is shown ("grey, 200 x 200
+    pixels, ..."); `pixel_range` is what becomes 0 and 255 in images of more than 8 bits; `from_split` is true
+    where the submitted code cannot come to the same split by itself and reads the run's dataset_split/.
+    """
 
     source: str
     name: str
@@ -82,6 +118,14 @@ class DataFacts:
     same_pixels: Copies
     unreadable: list[Unreadable]
     fingerprint: str  # SHA-256 over the files' names and pixels
+    left_out: list[LeftOut] = field(default_factory=list)
+    kept_together: list[KeptTogether] = field(default_factory=list)
+    contradictions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    presented: str = ""
+    pixel_range: tuple[float, float] | None = None
+    from_split: bool = False
+    choices: Choices = field(default_factory=Choices)
 
 
 @dataclass
@@ -161,7 +205,10 @@ class Results:
     baseline: float
     passed: bool
     p_value: float
+    balanced_accuracy: float  # the mean recall of the classes
     macro_f1: float
+    largest_class: str  # of the test split, and its share: the accuracy of always naming it
+    largest_share: float
     confusion_matrix: list[list[int]]
     per_class: dict[str, ClassScore]
     calibration: Calibration

@@ -30,6 +30,7 @@ def score(logits, labels, classes, files):
         name: ClassScore(row["precision"], row["recall"], row["f1-score"], int(row["support"]))
         for name, row in ((name, report[str(i)]) for i, name in enumerate(classes))
     }
+    largest = max(of_class, key=lambda name: of_class[name].images)
     predictions = [
         Prediction(file, classes[truth], classes[guess], [round(float(c), 6) for c in row])
         for file, truth, guess, row in zip(files, labels, predicted, confidences)
@@ -43,7 +44,10 @@ def score(logits, labels, classes, files):
         baseline=BASELINE,
         passed=correct / total >= BASELINE,
         p_value=float(binomtest(correct, total, BASELINE, alternative="greater").pvalue),
+        balanced_accuracy=float(np.mean([row.recall for row in of_class.values() if row.images])),
         macro_f1=float(report["macro avg"]["f1-score"]),
+        largest_class=largest,
+        largest_share=of_class[largest].images / total,
         confusion_matrix=confusion_matrix(labels, predicted, labels=numbers).tolist(),
         per_class=of_class,
         calibration=calibrate(confidences.max(axis=1), predicted == labels),
