@@ -37,10 +37,11 @@ def first_studies(options, precision, screen):
             device=options.device,
             precision=options.precision,
             limits=options.limits,
+            choices=options.choices,
             say=screen.say,
         )
     name = options.recipe_name if recipe == options.recipe else "search"
-    return Start(NamedRecipe(name, recipe), found, precision, options.name)
+    return Start(NamedRecipe(name, recipe), found, precision, options.name, options.choices)
 
 
 def train_and_report(options, screen):
@@ -162,6 +163,11 @@ def main(argv=None):
             from verify.verification import verify_all
 
             return verify_all(options.verify, options.data, screen)
+        if options.check:
+            from lab.stages import check_data
+
+            check_data(options, screen)
+            return 0
         record = (report_only if options.report_only else train_and_report)(options, screen)
         paths, well = finish(record, options, screen)
     except KeyboardInterrupt:

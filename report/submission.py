@@ -40,6 +40,8 @@ def _fill(record, **more):
         id=record.student.id,
         settings=_settings(record.recipe.values),
         precision=DTYPES[record.machine.precision],
+        pixel_range=record.data.pixel_range,
+        from_split=record.data.from_split,
         **more,
     )
 

@@ -40,7 +40,8 @@ def load_findings(diary_path=None, comparison_path=None):
 
 def make_studies(
     folder, source, recipe, settings, *,
-    budget=None, diary=None, comparison=None, device="auto", precision="auto", limits=LIMITS, say=print,
+    budget=None, diary=None, comparison=None, device="auto", precision="auto", limits=LIMITS, choices=None,
+    say=print,
 ):  # fmt: skip
     """Make the studies that are asked for, in `folder`, going on with what lies there -> (recipe, Findings).
 
@@ -59,7 +60,7 @@ def make_studies(
     from study.runs import Where, choose_device  # imports PyTorch
 
     jobs = 1 if choose_device(device).type == "cuda" else min(4, os.cpu_count() or 1)
-    where = Where(source, device, precision, limits, jobs)
+    where = Where(source, device, precision, limits, jobs, choices)
     with take_lock(folder / "lock", f"another run makes studies in {folder}: wait for it"):
         if budget:
             recipe, search = _search(folder, where, recipe, settings, budget, say)

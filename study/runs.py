@@ -21,6 +21,7 @@ from lab.errors import InputError
 from lab.limits import LIMITS, Limits
 from lab.machine import check_memory, choose_device, choose_precision, describe_machine
 from lab.recipe import Recipe
+from lab.record import Choices
 from study.results import Images, Run
 
 # What a training fails with for its values: a loss that is not a number, a size that fits nowhere.
@@ -36,6 +37,7 @@ class Where:
     precision: str = "auto"
     limits: Limits = LIMITS
     jobs: int = 1
+    choices: Choices | None = None
 
     @property
     def threads(self):
@@ -70,19 +72,20 @@ class Folds:
 
 
 @lru_cache(maxsize=2)
-def _images(data, size, channels, split_seed, limits):
+def _images(data, size, channels, split_seed, limits, choices):
     recipe = Recipe(image_size=size, patch_size=size, channels=channels, split_seed=split_seed)
-    return intake.load_images(data, recipe, limits)
+    return intake.load_images(data, recipe, limits, choices)
 
 
 def load_images(where, recipe):
     """The lab.intake.Images for such a recipe."""
-    return intake.load_images(where.data, recipe, where.limits)
+    return intake.load_images(where.data, recipe, where.limits, where.choices)
 
 
 def cached_images(where, recipe):
     """As load_images; a process that asks for the same pixels again, for its next run, has them at once."""
-    return _images(where.data, recipe.image_size, recipe.channels, recipe.split_seed, where.limits)
+    size, channels, seed = recipe.image_size, recipe.channels, recipe.split_seed
+    return _images(where.data, size, channels, seed, where.limits, where.choices)
 
 
 def part_of(split, rows):
