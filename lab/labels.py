@@ -41,34 +41,21 @@ def _read_rows(path):
     return [[cell.strip().strip('"') for cell in row] for row in rows]
 
 
-def _keys(path, home):
-    """What a table may call an image: its path from the data or from the table, its name, its stem."""
-    text = path.as_posix()
-    names = {text, path.name, path.stem, path.with_suffix("").as_posix()}
-    if home != PurePosixPath(".") and path.is_relative_to(home):
-        names |= {path.relative_to(home).as_posix(), path.relative_to(home).with_suffix("").as_posix()}
-    return names
-
-
-def _index(paths, home):
-    """{what a table may call it: [images]}"""
-    found = defaultdict(list)
+def _index(folder, paths, table):
+    """{what a table may call it: [images]}: its path from the data or from the table, its name, its stem."""
+    found, home = defaultdict(list), table.resolve().parent
     for path in paths:
-        for key in _keys(PurePosixPath(path.as_posix()), home):
-            found[key.casefold()].append(path)
+        whole = (folder / path).resolve()
+        names = {path.as_posix(), path.name}
+        if whole.is_relative_to(home):
+            names.add(whole.relative_to(home).as_posix())
+        for name in names | {PurePosixPath(name).with_suffix("").as_posix() for name in names}:
+            found[name.casefold()].append(path)
     return found
 
 
 def _key_of(cell):
     return re.sub(r"^(\./)+", "", cell.replace("\\", "/")).casefold()
-
-
-def _home(table, folder):
-    """The folder of a table as seen from the data."""
-    parent = table.resolve().parent
-    return PurePosixPath(
-        parent.relative_to(folder.resolve()).as_posix() if parent.is_relative_to(folder.resolve()) else "."
-    )
 
 
 def table_beside(folder, files, paths):
@@ -78,7 +65,7 @@ def table_beside(folder, files, paths):
             rows = _read_rows(folder / file)
         except InputError:
             continue
-        index = _index(paths, _home(folder / file, folder))
+        index = _index(folder, paths, folder / file)
         for column in range(min(8, len(rows[-1]))):
             cells = {_key_of(row[column]) for row in rows if len(row) > column}
             named = {path for cell in cells for path in index.get(cell, [])}
@@ -150,7 +137,7 @@ def read_labels(text, folder, paths, left_out, notes):
     table, named = _parse(text)
     if not table.exists():
         table = folder / table
-    index = _index(paths, _home(table, folder))
+    index = _index(folder, paths, table)
     rows, image, label_of = _columns(_read_rows(table), index, named, table)
     labels, gone = defaultdict(set), []
     for row in rows:
