@@ -507,7 +507,7 @@ def test_cut_off_files_are_refused_also_where_weasyprint_was_imported_first(tmp_
     program = (
         "import sys, weasyprint; from pathlib import Path; sys.path.insert(0, sys.argv[1]); "
         "from lab import intake; from lab.recipe import Recipe; folder = Path(sys.argv[2]); "
-        "images = intake.read_images(intake.Source(folder, 'folder', 'd'), Recipe(), folder); "
+        "images = intake.read_images(intake.Source(folder, 'folder', 'd'), Recipe(), sys.argv[3]); "
         "print([u.file for u in images.facts.unreadable])"
     )
     process = subprocess.run(
