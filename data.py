@@ -170,9 +170,7 @@ def load_split(folder, settings, read=read_pixels):
     paths = [path for _, _, path in images]
     pixels, digests, faults = read(paths, settings.image_size, settings.channels)
     if faults or not images:
-        raise ValueError(
-            f"{folder} is not the split of the submitted run: {faults[:1] or 'it holds no images'}"
-        )
+        raise ValueError(f"put {folder} of the submitted run here, as it is ({faults or 'no images'})")
     return make_splits(images, [path.parent.parent.name for path in paths], pixels, digests)
 
 

@@ -11,14 +11,14 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
 import data
 from lab.archives import FOREIGN, is_archive_name, is_image_name
-from lab.errors import InputError
+from lab.errors import InputError, printable
 from lab.labels import read_labels, table_beside
 from lab.record import LeftOut
 
@@ -308,7 +308,7 @@ def understand(folder, choices):
     if pages:
         notes.append(f"{len(pages)} files have several pages or frames: the first is read (as of {pages[0]})")
     rows = [
-        LeftOut(reason, len(some), PurePosixPath(some[0]).as_posix())
+        LeftOut(printable(reason), len(some), printable(some[0].as_posix()))
         for reason, some in left_out.items()
         if some
     ]
