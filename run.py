@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 
-from lab.bundle import bundle_names, check_output, lock_folder, staged, zip_bundle
+from lab.bundle import bundle_names, check_output, redrawn, staged, zip_bundle
 from lab.errors import explain
 from lab.options import parse_options
 
@@ -65,6 +65,7 @@ def train_and_report(options, screen):
         with screen.stage("Training"):
             training, logits = stages.train(setup, checkpoint, staging.run, screen)
         screen.seconds["training"] += earlier
+        staging.trained = True  # what follows can be done again
         with screen.stage("Evaluation"):
             weights = staging.folder / bundle_names(options.student_id)[2]
             results, shown = stages.evaluate(setup, logits, images, start, staging.run, weights, screen)
@@ -84,7 +85,6 @@ def train_and_report(options, screen):
         )
         with screen.stage("Report"):
             report.write_code(record, staging.folder)
-            staging.keep = True  # a fault in the drawing must not cost the trained weights
             draw(record, options, staging.folder, screen)
     return record
 
@@ -104,7 +104,7 @@ def warn(line):
 
 def report_only(options, screen):
     """Draw the PDF of a finished run again -> Record."""
-    with screen.stage("Report"), lock_folder(options.folder):
+    with screen.stage("Report"), redrawn(options.folder, options.student_id) as folder:
         import report
         from lab.record import read_record
         from study import findings
@@ -118,7 +118,7 @@ def report_only(options, screen):
             named = findings.load_findings(options.diary, options.compare)
             record.findings.diary = named.diary if options.diary else record.findings.diary
             record.findings.comparison = named.comparison if options.compare else record.findings.comparison
-        draw(record, options, options.folder, screen)
+        draw(record, options, folder, screen)
     return record
 
 

@@ -216,7 +216,7 @@ def _check(path, members, folder, limits):
     if needed > free:
         raise InputError(
             f"{path} needs {needed / 1e6:.0f} MB unpacked and {folder} has {free / 1e6:.0f} MB free: "
-            "make room or name another --output-dir"
+            "make room there, or name another --output-dir (or TMPDIR, for what is only looked at)"
         )
 
 

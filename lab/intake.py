@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import warnings
 import zipfile
 from collections import Counter, defaultdict
@@ -28,6 +29,8 @@ from lab.groups import compile_group, group_images
 from lab.limits import LIMITS
 from lab.machine import pixel_store
 from lab.record import Choices, Copies, DataFacts, SplitFacts, Unreadable, as_json
+
+MOST_PIXELS, MANY_PIXELS = 100_000_000, 10_000_000  # of an image that is read, and that is read alone
 
 
 class Source(NamedTuple):
@@ -105,6 +108,7 @@ class Decoder:
         self.tick = tick
         self.decode = partial(data.decode, pixel_range=pixel_range) if pixel_range else data.decode
         self.about = {}  # path -> ((width, height), Pillow's mode)
+        self.one_at_a_time = threading.Lock()
 
     def __call__(self, path, channels):
         # WeasyPrint has Pillow accept files that were cut off, in the whole process: the submitted code,
@@ -116,7 +120,12 @@ class Decoder:
             about = layout.probe(path)
             if about is None and os.path.exists(path):
                 raise OSError("it cannot be read as an image")
-            image = self.decode(path, channels)
+            pixels = about.size[0] * about.size[1] if about else 0
+            if pixels > MOST_PIXELS:
+                raise OSError(f"it has {pixels / 1e6:.0f} million pixels, more than {MOST_PIXELS / 1e6:.0f}")
+            # A small file may hold so many that two dozen threads together would fill the memory.
+            with self.one_at_a_time if pixels > MANY_PIXELS else contextlib.nullcontext():
+                image = self.decode(path, channels)
             self.about[path] = about.size, about.mode
             return image
         finally:
