@@ -198,7 +198,7 @@ def _check(path, members, folder, limits):
     for name, size, _ in members:
         if is_image_name(name):
             check_size(name, path, size, limits)
-        key = name.casefold()
+        key = unicodedata.normalize("NFC", name).casefold()
         if key in seen:
             same = (
                 f"{name!r} twice"

@@ -223,7 +223,13 @@ def _by_folders(folder, paths, files, notes):
         images = data.find_images(folder, [folder / path for path in paths])
     except ValueError as error:
         raise InputError(f"{error}{ask}") from None
-    images = sorted((unicodedata.normalize("NFC", label), name, path) for label, name, path in images)
+    # One name written in two ways, as macOS and Windows do, is one class; its files need names of their own.
+    images = [(unicodedata.normalize("NFC", label), name, path) for label, name, path in images]
+    seen = Counter((label, name) for label, name, _ in images)
+    images = sorted(
+        (label, name if seen[label, name] == 1 else "-".join(path.relative_to(folder).parts), path)
+        for label, name, path in images
+    )
     counts = Counter(label for label, _, _ in images)
     in_folders = any(label in path.relative_to(folder).parts for label, _, path in images)
     one_word = len({re.sub(r"[\d\W_]+", "", label).lower() for label in counts}) == 1

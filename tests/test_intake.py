@@ -347,6 +347,20 @@ def test_backslashes_are_folders_and_composed_letters_one_name(tmp_path):
     assert "backslashes in the names of d.zip read as folders" in facts.notes
 
 
+def test_a_class_whose_name_is_written_in_two_ways_is_one(tmp_path):
+    for form in ("NFC", "NFD"):
+        for i in range(3):
+            folder = tmp_path / "d" / form / unicodedata.normalize(form, "größe")
+            draw(folder / f"{i}.png", 10 * (form == "NFD") + i)
+    fill(tmp_path / "d" / "NFC", ["b"], first=50)
+    for form in ("NFC", "NFD"):
+        (tmp_path / "d" / form).rename(tmp_path / "d" / {"NFC": "train", "NFD": "test"}[form])
+    assert counts(check(tmp_path / "d")) == {"b": 4, "größe": 6}
+    names = [unicodedata.normalize(form, "größe/1.png") for form in ("NFC", "NFD")]
+    with pytest.raises(InputError, match="one file on many systems"):
+        check(zip_as(tmp_path / "d.zip", [*names, "b/1.png"], "utf-8"))
+
+
 def test_a_tar_and_archives_in_archives_are_read(tmp_path):
     folder = fill(tmp_path / "d", ["a", "b"])
     with tarfile.open(tmp_path / "d.tar.gz", "w:gz") as archive:
@@ -586,7 +600,8 @@ def test_pictures_of_one_fixed_camera_are_not_taken_for_copies(tmp_path):
         path = tmp_path / "d" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path)
-    assert check(tmp_path / "d").kept_together == []
+    facts = check(tmp_path / "d")
+    assert facts.kept_together == [] and facts.notes == []
 
 
 def test_a_set_that_groups_would_not_let_split_says_so(tmp_path):
@@ -617,3 +632,15 @@ def test_probe_opens_no_format_that_starts_another_program(tmp_path):
     (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     assert layout.probe(tmp_path / "x.png") is None
     assert archives.is_image_name("x.png")
+
+
+def test_a_row_that_fits_two_images_is_refused(tmp_path):
+    for part in "xy":
+        for i in range(4):
+            draw(tmp_path / "d" / part / f"{i}.png", i + 10 * (part == "y"))
+    (tmp_path / "t.csv").write_text("\n".join(["image,label", *[f"{i}.png,{'ab'[i % 2]}" for i in range(4)]]))
+    with pytest.raises(InputError, match=r"'0\.png' in .* fits 'x/0\.png' and 'y/0\.png'"):
+        check(tmp_path / "d", labels=str(tmp_path / "t.csv"))
+    rows = [f"{part}/{i}.png,{'ab'[i % 2]}" for part in "xy" for i in range(4)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label", *rows]))
+    assert counts(check(tmp_path / "d", labels=str(tmp_path / "t.csv"))) == {"a": 4, "b": 4}
