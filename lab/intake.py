@@ -139,7 +139,9 @@ def measure_range(paths):
     for path in paths:
         try:
             with data.Image.open(path) as file:
-                values = np.asarray(file, dtype=np.float32)
+                if file.size[0] * file.size[1] > MOST_PIXELS:
+                    continue
+                values = np.asarray(file).astype(np.float32)
         except Exception:  # reading it will tell
             continue
         if values.size and np.isfinite(values).all():

@@ -26,6 +26,7 @@ from lab.record import LeftOut
 FORMATS = "BMP DIB GIF JPEG JPEG2000 PCX PNG PPM SGI TIFF WEBP AVIF QOI"
 Image.init()
 FORMATS = [name for name in FORMATS.split() if name in Image.OPEN]  # AVIF is not in every Pillow
+DEPTH = 64  # of folders in folders
 # Pictures for other programs. Some raw formats open as their small preview, which is worse than not at all.
 FOREIGN_IMAGES = re.compile(r"\.(hei[cf]|cr[23]|nef|arw|dng|orf|rw2|raf|raw|svg|eps|psd|ai|dcm|jxl)")
 MASK_FOLDER = re.compile(
@@ -72,6 +73,8 @@ def walk(folder, left_out, most=float("inf")):
     while (waiting or links) and len(files) <= most:
         # Links last: a folder is then known by its own path, not by that of a link to it.
         here = waiting.pop() if waiting else links.pop(0)
+        if len(here.parts) - len(Path(folder).parts) > DEPTH:
+            raise InputError(f"{folder} holds folders more than {DEPTH} deep: name the folder of the images")
         if (real := os.path.realpath(here)) in entered:
             continue
         entered.add(real)
@@ -265,7 +268,7 @@ def _sort_files(folder, choices, left_out):
             left_out[f"{suffix}, which is not read here: convert them to JPEG or PNG"].append(path)
         elif is_archive_name(path) or suffix in FOREIGN:
             left_out["archives, beside images that are not packed"].append(path)
-        elif found := probe(folder / path) if (folder / path).is_file() else None:
+        elif found := probe(folder / path) if os.path.isfile(folder / path) else None:
             candidates[path] = found
         elif is_image_name(path):
             candidates[path] = None  # reading will tell why
@@ -274,22 +277,28 @@ def _sort_files(folder, choices, left_out):
     return candidates, files
 
 
-def _check_pointers(folder, candidates):
-    """InputError where the images are Git LFS pointers."""
-    for path in [path for path, found in candidates.items() if found is None][:1]:
-        if (folder / path).is_file():
+def _check_readable(folder, candidates):
+    """InputError where the images are Git LFS pointers, or more than a few are not images at all."""
+    broken = [path for path, found in candidates.items() if found is None]
+    for path in broken[:1]:
+        if os.path.isfile(folder / path):
             with open(folder / path, "rb") as file:
                 if file.read(40).startswith(b"version https://git-lfs"):
                     raise InputError(
                         f"{folder / path} is a Git LFS pointer in place of an image: run git lfs pull first"
                     )
+    if len(broken) * 20 > len(candidates):
+        raise InputError(
+            f"{len(broken)} of {len(candidates)} images cannot be read, the first {folder / broken[0]} (it is "
+            "not an image): replace or remove them"
+        )
 
 
 def understand(folder, choices):
     """The Layout of a folder; `choices`: lab.record.Choices. InputError where it can be meant in two ways."""
     left_out, notes = defaultdict(list), []
     candidates, files = _sort_files(folder, choices, left_out)
-    _check_pointers(folder, candidates)
+    _check_readable(folder, candidates)
     kept = {path for path in candidates if _matches(path, choices.include)}
     masks = find_masks(folder, [path for path, found in candidates.items() if found and path not in kept])
     for path, reason in masks.items():

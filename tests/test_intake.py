@@ -628,6 +628,19 @@ def test_a_folder_of_very_many_files_is_refused_at_once(tmp_path):
         intake.open_source(tmp_path / "d", tmp_path / "run", LIMITS._replace(images=20))
 
 
+def test_folders_without_end_and_pictures_too_large_are_bounded(tmp_path, monkeypatch):
+    deep = tmp_path / "deep"
+    for _ in range(70):
+        deep = deep / "n"
+    draw(deep / "a.png", 1)
+    with pytest.raises(InputError, match="holds folders more than 64 deep"):
+        check(tmp_path / "deep")
+    folder = fill(tmp_path / "d", ["a", "b"], 21)
+    Image.new("L", (101, 100)).save(folder / "a" / "large.png")
+    monkeypatch.setattr(intake, "MOST_PIXELS", 10_000)
+    assert [u.file for u in check(folder).unreadable] == ["large.png"]
+
+
 def test_probe_opens_no_format_that_starts_another_program(tmp_path):
     (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     assert layout.probe(tmp_path / "x.png") is None
