@@ -134,7 +134,7 @@ class Decoder:
 
 def measure_range(paths):
     """(low, high) of images with more than 8 bits: what becomes 0 and 255 in all of them, so that a dark
-    picture of a series stays dark. A thousandth of each image's pixels may lie outside: dead and hot ones."""
+    picture of a series stays dark; None for none. A thousandth of each image's pixels may lie outside."""
     low, high = np.inf, -np.inf
     for path in paths:
         try:
@@ -147,7 +147,7 @@ def measure_range(paths):
         if values.size and np.isfinite(values).all():
             least, most = np.percentile(values, (0.1, 99.9))
             low, high = min(low, float(least)), max(high, float(most))
-    return (low, high) if low < high else (0.0, 65535.0)
+    return (low, high) if low < high else None
 
 
 class Grouping:
@@ -269,6 +269,8 @@ def is_coloured(path):
     """Whether an image file has colours."""
     try:
         with data.Image.open(path) as file:
+            if file.size[0] * file.size[1] > MANY_PIXELS:
+                return False
             small = np.asarray(file.convert("RGB").resize((32, 32))).astype(int)
     except Exception:  # it was counted where it was read
         return False

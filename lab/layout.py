@@ -289,8 +289,8 @@ def _check_readable(folder, candidates):
                     )
     if len(broken) * 20 > len(candidates):
         raise InputError(
-            f"{len(broken)} of {len(candidates)} images cannot be read, the first {folder / broken[0]} (it is "
-            "not an image): replace or remove them"
+            f"{len(broken)} of {len(candidates)} images cannot be read, the first {folder / broken[0]} (it "
+            "is not an image): replace or remove them"
         )
 
 
