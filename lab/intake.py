@@ -155,7 +155,7 @@ class Grouping:
 
     def __init__(self, folder, images, pattern):
         self.folder, self.images, self.pattern = folder, images, pattern
-        self.together, self.notes, self.plain = [], [], True
+        self.together, self.notes, self.plain, self.of_digest = [], [], True, {}
 
     def __call__(self, paths, pixels, digests):
         """-> the group of each image. InputError where the images are flat."""
@@ -167,6 +167,7 @@ class Grouping:
             )
         names = [path.relative_to(self.folder).as_posix() for path in paths]
         groups, self.together, self.notes = group_images(self.images, names, pixels, digests, self.pattern)
+        self.of_digest = dict(zip(digests, groups))
         # Whether equal digests alone, as the submitted code has them, give the same groups.
         self.plain = len(set(zip(groups, digests))) == len(set(groups)) == len(set(digests))
         return groups
@@ -222,6 +223,8 @@ def _read(source, recipe, split_folder, tick, choices, pattern):
     sample = [path for _, _, path in found.images[:: len(found.images) // 40 + 1]]
     facts.notes = [*source.notes, *found.notes, *grouping.notes, *_notes(facts, recipe, sample)]
     facts.from_split = not (source.plain and grouping.plain and _found_alone(source.folder, found.images))
+    for split in (train, test):  # the folds of a study keep groups together too
+        split.digests = [grouping.of_digest[digest] for digest in split.digests]
     names = {"train_percent": data.TRAIN_PERCENT, "seed": recipe.split_seed}
     names |= {side: split.files for side, split in (("train", train), ("test", test))}
     write_whole(split_folder / "split.json", as_json(names))

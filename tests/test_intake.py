@@ -19,6 +19,7 @@ from lab.errors import InputError
 from lab.limits import LIMITS
 from lab.recipe import Recipe
 from lab.record import Choices
+from study import runs
 
 RECIPE = Recipe(image_size=32, patch_size=8)
 
@@ -582,6 +583,9 @@ def test_group_keeps_together_what_the_user_says(tmp_path):
     sides = side_of(images)
     for coil in range(10):
         assert len({side for file, side in sides.items() if f"coil{coil}_" in file}) == 1
+    held_out = [runs.fold_of(images.train, runs.Folds(), number)[1].files for number in range(4)]
+    coils = [{file.split("_")[0].split("/")[1] for file in files} for files in held_out]
+    assert sum(map(len, coils)) == len(set().union(*coils))  # of a study too, no coil is on both sides
     (kept,) = images.facts.kept_together
     assert (kept.reason, kept.groups, kept.images) == ("--group", 10, 40)
     assert "--group fits no part of 1 names (as a/other.png): each stands alone" in images.facts.notes
