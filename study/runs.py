@@ -55,18 +55,16 @@ class Where:
         machine = describe_machine(device, choose_precision(self.precision, device))
         return replace(machine, threads=self.threads) if self.jobs > 1 else machine
 
-    def about(self, facts):
-        """What every results file says: the machine, the runs at once, and the images with such DataFacts."""
-        data = Images(**{name: getattr(facts, name) for name in Images.__dataclass_fields__})
+    def about(self, recipe, folds=None):
+        """What every results file says: the machine, the runs at once, and the images of such a recipe.
+
+        InputError where the images cannot be read, or their training split not be cut in `folds`.
+        """
+        images = load_images(self, recipe)
+        if folds:
+            check_folds(images.train, folds)
+        data = Images(**{name: getattr(images.facts, name) for name in Images.__dataclass_fields__})
         return {"machine": self.machine(), "jobs": self.jobs, "data": data}
-
-
-@dataclass(frozen=True)
-class Folds:
-    """A cut of the training split in `count` parts, by a seed."""
-
-    count: int = 4
-    seed: int = 0
 
 
 @lru_cache(maxsize=2)
@@ -97,15 +95,15 @@ def check_folds(split, folds):
     for label, digest in zip(split.labels.tolist(), split.digests):
         different[split.classes[label]].add(digest)
     name = max(different, key=lambda name: len(different[name]))
-    if len(different[name]) < folds.count:
+    if len(different[name]) < folds:
         raise InputError(
             f"class {name!r} has {len(different[name])} different training images, and no class has more: "
-            f"too few to cut in {folds.count} folds; add images"
+            f"too few to cut in {folds} folds; add images"
         )
 
 
 def fold_of(split, folds, number):
-    """(the rest, the part held out) of fold `number` of a training split.
+    """(the rest, the part held out) of fold `number` of a training split cut in `folds` parts.
 
     Classes are stratified; equal images stay together. A class of few images may lie in one part alone.
     """
@@ -113,10 +111,10 @@ def fold_of(split, folds, number):
     # The groups are numbered in a shuffled order and then cut unshuffled: what shuffle=True does since
     # scikit-learn 1.8. Before that, as on Python 3.10, it mixed up the groups and did not stratify (#32478).
     names, numbers = np.unique(split.digests, return_inverse=True)
-    place = np.argsort(np.random.RandomState(folds.seed).permutation(len(names)))
+    place = np.argsort(np.random.RandomState(0).permutation(len(names)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes with fewer images than folds
-        cut = StratifiedGroupKFold(folds.count).split(split.files, split.labels.tolist(), place[numbers])
+        cut = StratifiedGroupKFold(folds).split(split.files, split.labels.tolist(), place[numbers])
         rest, held_out = next(islice(cut, number, None))
     return part_of(split, rest), part_of(split, held_out)
 
@@ -149,15 +147,24 @@ def train_and_score(train_split, held_out, recipe, where, make_model=train.make_
     start = time.perf_counter()
     try:
         setup = prepare(train_split, held_out, recipe, device, precision, make_model)
-        for epoch in training.epochs(setup, recipe):
-            last = epoch
+        *_, last = training.epochs(setup, recipe)
     except FAULTS as error:
         return Run(failed=reason_of(error))
-    return Run(
-        errors=len(held_out) - last.correct,
-        images=len(held_out),
-        loss=last.test_loss,
-        train_loss=last.train_loss,
-        seconds=time.perf_counter() - start,
-        precision=precision,
-    )
+    seconds = time.perf_counter() - start
+    return Run(**scores_of(last, held_out), seconds=seconds, precision=precision)
+
+
+def scores_of(epoch, held_out):
+    """What a Run says of a train.Epoch."""
+    return {
+        "errors": len(held_out) - epoch.correct,
+        "images": len(held_out),
+        "loss": epoch.test_loss,
+        "train_loss": epoch.train_loss,
+    }
+
+
+def score_fold(where, recipe, folds, number, make_model=train.make_model):
+    """Train on all of so many folds but fold `number`, and score that one: a Run."""
+    split = cached_images(where, recipe).train
+    return train_and_score(*fold_of(split, folds, number), recipe, where, make_model)
