@@ -11,11 +11,15 @@ where they stopped, when the same command is given again. What each finds and ho
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from lab.errors import InputError
 from lab.limits import limits_of
 from lab.recipe import load_recipe, parse_setting
+from study.results import check_folder
+
+say = partial(print, flush=True)  # a line is seen at once in a file, too
 
 ABOUT = {
     "search": "Try other recipes with Optuna: all are in --output, the best one as .toml beside it.",
@@ -71,10 +75,6 @@ def make_parser():
     return parser
 
 
-def say(line):
-    print(line, flush=True)
-
-
 def where_of(args):
     from study.runs import Where  # imports PyTorch
 
@@ -91,6 +91,7 @@ def check(args):
         raise InputError(f"--jobs must be 1 or more, not {args.jobs}")
     if args.output.suffix != ".json":  # recipes, plans and studies may lie beside it
         raise InputError(f"--output {args.output}: name it .json")
+    check_folder(args.output)
 
 
 def search(args):

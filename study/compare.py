@@ -21,7 +21,7 @@ from typing import ClassVar
 from lab.errors import InputError
 from lab.findings import Comparison, ComparisonRow
 from study.figures import aligned, difference_cells, figures, grouped, mean, paired, pairs_of, shown, whole
-from study.results import Results, Run, Value, check_folder, run_study
+from study.results import Results, Run, Value, run_study
 
 NETWORKS = ("vit", "cnn", "resnet18")  # in the order of tables; study.cnn.MAKERS makes them
 SIZES = ("train_images", "parameters", "mult_adds")  # the same for all seeds
@@ -85,42 +85,37 @@ def share_of(split, percent, seed):
 
 
 def run_one(where, recipe, name, share):
-    """Train the network called `name` on a share of the training split: a ComparisonRun."""
-    from study import runs  # imports PyTorch
+    """Train the network called `name` on a share of the training split, scoring the test split after each
+    epoch: a ComparisonRun."""
+    from lab import training
+    from study import cnn, runs  # imports PyTorch
 
     about = {"model": name, "share": share, "seed": recipe.seed, "threads": where.threads}
-    images = runs.cached_images(where, recipe)
-    part = share_of(images.train, share, recipe.seed)
+    images, (device, precision) = runs.cached_images(where, recipe), where.begin()
+    split, test = share_of(images.train, share, recipe.seed), images.test
+    optimize = None if name == "vit" else cnn.make_cnn_optimizers
+    seconds, history = 0.0, []
     try:
-        return ComparisonRun(**about, **_measured(name, part, images.test, recipe, *where.begin()))
+        setup = runs.prepare(split, test, recipe, device, precision, cnn.MAKERS[name], optimize)
+        for epoch in training.epochs(setup, recipe):
+            seconds += epoch.train_seconds
+            losses = round(epoch.train_loss, 6), round(epoch.test_loss, 6)
+            history.append(Moment(epoch.number, round(seconds, 3), *losses, epoch.correct / len(test)))
     except runs.FAULTS as error:
         return ComparisonRun(**about, failed=runs.reason_of(error))
-
-
-def _measured(name, split, test, recipe, device, precision):
-    """Train a network, scoring `test` after each epoch: what a ComparisonRun says of it."""
-    from lab import training
-    from study import cnn, runs
-
-    optimize = None if name == "vit" else cnn.make_cnn_optimizers
-    setup = runs.prepare(split, test, recipe, device, precision, cnn.MAKERS[name], optimize)
-    seconds, history = 0.0, []
-    for epoch in training.epochs(setup, recipe):
-        seconds += epoch.train_seconds
-        losses = round(epoch.train_loss, 6), round(epoch.test_loss, 6)
-        history.append(Moment(epoch.number, round(seconds, 3), *losses, epoch.correct / len(test)))
     shape = (recipe.channels, recipe.image_size, recipe.image_size)
-    return {
+    return ComparisonRun(
+        **about,
         **runs.scores_of(epoch, test),
-        "train_images": len(split),
-        "parameters": sum(p.numel() for p in setup.model.parameters()),
-        "mult_adds": cnn.count_mult_adds(setup.model, shape),
-        "seconds": seconds,
-        "train_rate": len(split) * recipe.epochs / seconds,
-        "inference_rate": cnn.inference_rate(setup.model, shape, precision),
-        "precision": precision,
-        "history": history,
-    }
+        train_images=len(split),
+        parameters=sum(p.numel() for p in setup.model.parameters()),
+        mult_adds=cnn.count_mult_adds(setup.model, shape),
+        seconds=seconds,
+        train_rate=len(split) * recipe.epochs / seconds,
+        inference_rate=cnn.inference_rate(setup.model, shape, precision),
+        precision=precision,
+        history=history,
+    )
 
 
 def compare(where, recipe, seeds, shares, networks, output, say=print):
@@ -134,7 +129,6 @@ def compare(where, recipe, seeds, shares, networks, output, say=print):
         if not 1 <= share <= 100:
             raise InputError(f"a share must be from 1 to 100 (percent), not {share}")
     recipes = [dataclasses.replace(recipe, seed=seed) for seed in seeds]
-    check_folder(output)
     own = {key: value for key, value in recipe.as_dict().items() if key != "seed"}
     about = ComparisonResults(**where.about(recipe), recipe=own)
     if "vit" in networks:

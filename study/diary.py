@@ -16,7 +16,7 @@ from lab.errors import InputError
 from lab.findings import Diary, DiaryRow, DiaryStart
 from lab.recipe import Recipe, check_names, read_toml
 from study.figures import aligned, difference_cells, figures, grouped, paired, pairs_of, shown, whole
-from study.results import Results, Run, Value, check_folder, run_study
+from study.results import Results, Run, Value, run_study
 
 # A change that no hyperparameter makes, as vit.py is the paper's: the embedding stays zero.
 POSITIONS = "pos_embedding"
@@ -127,7 +127,6 @@ def keep_diary(where, plan, name, folds, output, say=print):
 
     name: of the recipe that the plan changes.
     """
-    check_folder(output)
     recipe = {key: value for key, value in plan.start.as_dict().items() if key != "seed"}
     about = DiaryResults(**where.about(plan.start, folds), name=name, recipe=recipe, folds=folds)
     found = summary(run_study(work_of(where, plan, folds), output, about, say))

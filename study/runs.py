@@ -6,6 +6,7 @@ The test split is not looked at where folds are used: a part of the training spl
 import os
 import time
 import warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -60,27 +61,24 @@ class Where:
 
         InputError where the images cannot be read, or their training split not be cut in `folds`.
         """
-        images = load_images(self, recipe)
+        images = intake.load_images(self.data, recipe, self.limits)
         if folds:
             check_folds(images.train, folds)
         data = Images(**{name: getattr(images.facts, name) for name in Images.__dataclass_fields__})
         return {"machine": self.machine(), "jobs": self.jobs, "data": data}
 
 
-@lru_cache(maxsize=2)
-def _images(data, size, channels, split_seed, limits):
-    recipe = Recipe(image_size=size, patch_size=size, channels=channels, split_seed=split_seed)
-    return intake.load_images(data, recipe, limits)
-
-
-def load_images(where, recipe):
-    """The lab.intake.Images for such a recipe."""
-    return intake.load_images(where.data, recipe, where.limits)
+_load_once = lru_cache(maxsize=2)(intake.load_images)
 
 
 def cached_images(where, recipe):
-    """As load_images; a process that asks for the same pixels again, for its next run, has them at once."""
-    return _images(where.data, recipe.image_size, recipe.channels, recipe.split_seed, where.limits)
+    """The lab.intake.Images for such a recipe; a process that asks for the same again, for its next run, has
+    them at once."""
+    size = (
+        recipe.image_size
+    )  # beside it only these values change pixels and split; one patch divides any image
+    plain = Recipe(image_size=size, patch_size=size, channels=recipe.channels, split_seed=recipe.split_seed)
+    return _load_once(where.data, plain, where.limits)
 
 
 def part_of(split, rows):
@@ -91,13 +89,11 @@ def part_of(split, rows):
 
 def check_folds(split, folds):
     """InputError where a training split cannot be cut: no class has so many different images."""
-    different = {name: set() for name in split.classes}
-    for label, digest in zip(split.labels.tolist(), split.digests):
-        different[split.classes[label]].add(digest)
-    name = max(different, key=lambda name: len(different[name]))
-    if len(different[name]) < folds:
+    different = Counter(label for label, _ in set(zip(split.labels.tolist(), split.digests)))
+    ((label, most),) = different.most_common(1)
+    if most < folds:
         raise InputError(
-            f"class {name!r} has {len(different[name])} different training images, and no class has more: "
+            f"class {split.classes[label]!r} has {most} different training images, and no class has more: "
             f"too few to cut in {folds} folds; add images"
         )
 

@@ -27,7 +27,7 @@ from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrial
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
-from lab import findings, training
+from lab import findings, intake, training
 from lab.console import clock
 from lab.errors import InputError
 from lab.files import write_whole
@@ -36,7 +36,7 @@ from lab.record import Machine, as_json
 from study import runs
 from study.figures import aligned, shown
 from study.results import Value, check_folder, now, progress, read_results
-from study.space import changes_of, params_of, space_of, suggest
+from study.space import changes_of, space_of, suggest
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it says, this module says in its own lines
 warnings.simplefilter("ignore", ExperimentalWarning)  # of the heartbeat, which is so called since 2021
@@ -99,8 +99,8 @@ class SearchResults:
 # One trial.
 
 
-class TimeUp(Exception):
-    pass
+class TimeUp(KeyboardInterrupt):
+    """A trial was stopped, not by Ctrl-C, but as the time of the search is over."""
 
 
 def score_of(correct, loss, images):
@@ -246,12 +246,12 @@ def open_study(storage, name, settings, first, epochs):
         study = optuna.create_study(**made, load_if_exists=True)
     # None in the instant between the two lines above, in another process that was started with this one.
     theirs = study.user_attrs.get("settings", settings)
-    if theirs != settings:
-        other = [
-            f"{key} {theirs.get(key)} there, {settings.get(key)} here"
-            for key in sorted({*theirs, *settings})
-            if theirs.get(key) != settings.get(key)
-        ]
+    other = [
+        f"{key} {theirs.get(key)} there, {value} here"
+        for key, value in sorted(settings.items())
+        if theirs.get(key) != value
+    ]
+    if other:
         raise InputError(
             f"the study {name!r} was begun with other settings ({'; '.join(other)}): "
             "give the same, or name another results file"
@@ -320,13 +320,12 @@ def run_trials(study, objective, budget, say):
         try:
             with stop_between_batches(objective):
                 return study.optimize(objective, timeout=seconds, callbacks=[after_each])
-        except TimeUp:
+        except KeyboardInterrupt as stop:
             put_back(study, objective.trial)
+            if not isinstance(stop, TimeUp):
+                raise
             number = objective.trial.number
             return say(f"trial {number:3}  stopped, time is up; the same command begins with it again")
-        except KeyboardInterrupt:
-            put_back(study, objective.trial)
-            raise
         except (UpdateFinishedTrialError, ValueError):  # ValueError: so says Optuna where a result comes late
             number = objective.trial.number
             say(f"trial {number:3}  is no longer this process's, which gave no sign of life for a while")
@@ -406,13 +405,11 @@ def write_results(path, study, base, settings, space, machine):
     about = {"machine": machine, "settings": settings}
     write_whole(path, as_json(SearchResults(**about, found=found, trials=trials)))
     if found:
-        target = path.with_suffix(".toml")
         head = (
             f"# The best of {found.states['complete']} complete trials of a search, trial {best.number}: "
-            f"{found.best.accuracy:.2%} on the validation part.\n#\n"
-            f"#     python run.py --student-id 0812345 --data dataset.zip --recipe {target.name}\n#\n"
+            f"{found.best.accuracy:.2%} on the validation part.\n"
         )
-        write_whole(target, head + found_recipe(found).as_toml())
+        write_whole(path.with_suffix(".toml"), head + found_recipe(found).as_toml())
     return found
 
 
@@ -447,17 +444,17 @@ def search(where, base, fixed, folds, fold, budget, output, *, storage=None, say
     fixed: names of hyperparameters that keep their values; storage: as for open_storage, by default a
     SQLite file beside `output`. InputError also where no trial succeeded.
     """
-    check_folder(output)
     if output.exists():
         read_results(output, SearchResults)  # nothing else is written over
-    machine, images = where.machine(), runs.load_images(where, base)
+    machine, images = where.machine(), intake.load_images(where.data, base, where.limits)
     parts = runs.fold_of(images.train, folds, fold)
     settings = {"data": images.facts.fingerprint, "folds": folds, "fold": fold, "fixed": sorted(fixed)}
     settings |= base.as_dict()
     space = space_of(base, fixed, len(parts[0]))
+    first = {name: getattr(base, name) for name in space}  # the recipe itself
     try:
         opened = open_storage(storage or output.with_suffix(".db"))
-        study = open_study(opened, output.stem, settings, params_of(base, space), base.epochs)
+        study = open_study(opened, output.stem, settings, first, base.epochs)
         try:
             run_trials(study, Objective(parts, base, space, where), budget, say)
         finally:

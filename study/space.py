@@ -56,11 +56,6 @@ def space_of(base, fixed, images):
     return space
 
 
-def params_of(base, space):
-    """The parameters that give the recipe `base` itself."""
-    return {name: getattr(base, name) for name in space}
-
-
 def suggest(trial, space):
     """Let Optuna choose all parameters."""
     for name, kind in space.items():

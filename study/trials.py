@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from lab.errors import InputError
 from lab.recipe import Recipe, load_recipe, read_toml
-from study.figures import aligned, mean
-from study.results import Results, Run, check_folder, run_study
+from study.figures import aligned, figures, shown, whole
+from study.results import Results, Run, read_results, run_study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,26 +39,31 @@ def run_one(where, recipe, folds, number):
 
 def run_trials(where, recipes, folds, output, say=print):
     """Run what the file `output` lacks of {name: Recipe} on all folds, and say how they compare."""
-    check_folder(output)
     about = TrialResults(**where.about(next(iter(recipes.values())), folds), folds=folds)
     work = {
         f"{name} | fold {number}": partial(run_one, where, recipe, folds, number)
         for number in range(folds)
         for name, recipe in recipes.items()
     }
+    there = read_results(output, TrialResults).rows if output.exists() else {}
+    for key in there.keys() & work.keys():
+        if there[key].recipe != work[key].args[1]:
+            raise InputError(f"{output} holds runs of another recipe as {key!r}: name another file")
     rows = run_study(work, output, about, say).rows
-    trials = {name: [rows[f"{name} | fold {number}"] for number in range(folds)] for name in recipes}
+    trials = {name: {n: rows[f"{name} | fold {n}"] for n in range(folds)} for name in recipes}
     say("\n".join(["", *table_of(trials)]))
 
 
 def table_of(trials):
-    """{name: rows} as lines for the terminal."""
-    table = [["trial", "folds", "wrong", "accuracy", "loss", "s each"]]
-    whole = {name: rows for name, rows in trials.items() if not any(row.failed for row in rows)}
-    for name, rows in sorted(whole.items(), key=lambda item: sum(row.errors for row in item[1])):
-        wrong, images = sum(row.errors for row in rows), sum(row.images for row in rows)
-        loss, seconds = mean(row.loss for row in rows), mean(row.seconds for row in rows)
-        cells = len(rows), wrong, f"{1 - wrong / images:.2%}", f"{loss:.3f}", f"{seconds:.0f}"
-        table.append([name, *map(str, cells)])
-    table += [[name, "failed", "", "", "", ""] for name in trials if name not in whole]
-    return aligned(table)
+    """{name: {fold: row}} as lines for the terminal, accuracies in %."""
+    table = []
+    for name, group in trials.items():
+        row, wrong = figures(group), sum(run.errors for run in whole(group))
+        scores = (
+            shown(row["accuracy"], ".2f", 100),
+            shown(row["sd"], ".2f", 100),
+            shown(row["seconds"], ".0f"),
+        )
+        table.append([name, str(row["runs"]), str(row["failed"] or ""), str(wrong), *scores])
+    table.sort(key=lambda row: (row[2], int(row[3])))  # those of which no run failed first
+    return aligned([["trial", "folds", "failed", "wrong", "accuracy", "sd", "s each"], *table])

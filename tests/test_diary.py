@@ -226,6 +226,12 @@ def test_trials_keep_failures_too_and_print_the_errors_of_all_folds(tmp_path, ca
     assert line.split()[3:5] == ["2", str(wrong)]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
+    plan = tmp_path / "trials.toml"
+    plan.write_text(TRIALS.replace("epochs = 2 }", "epochs = 3 }"))
+    assert main(args) == 2
+    assert "holds runs of another recipe as 'more epochs | fold" in capsys.readouterr().err
+    plan.write_text(TRIALS)
+
     zip_path.unlink()
     zip_folder(make_folder(tmp_path / "others", NEU_SIZES | {"one more": 9}), zip_path)
     before = output.read_bytes()
