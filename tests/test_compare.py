@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from concurrent.futures import Executor, Future
 
 import pytest
 import torch
-from conftest import NEU_SIZES, TINY, make_folder, zip_folder
+from conftest import NEU_SIZES, ROOT, TINY, make_folder, zip_folder
 
 import data
 import train
@@ -180,12 +181,16 @@ def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys, 
     assert json.loads(output.read_text())["rows"] == again
 
 
-def test_recorded_rows_without_times_are_gone_on_from():
-    path = compare.__file__.replace("compare.py", "recorded/neu-cls-compare.json")
-    rows = read_results(path, compare.ComparisonResults).rows
-    row = rows["resnet18 | 100 % | seed 0"]
-    assert row.seconds is None
-    assert row.told.startswith(f"{row.errors}/540 wrong")
+def test_recorded_rows_without_times_are_gone_on_from(tmp_path):
+    path = ROOT / "study" / "recorded" / "neu-cls-compare.json"
+    shutil.copy(path, tmp_path)
+    recorded, said = read_results(path, compare.ComparisonResults), []
+    rows = recorded.rows
+    assert rows["resnet18 | 100 % | seed 0"].seconds is None
+    about = dataclasses.replace(recorded, machine=MACHINE, jobs=3, rows={})
+    found = results.run_study(dict.fromkeys(rows), tmp_path / path.name, about, said.append)
+    assert (found.rows, found.jobs, len(said)) == (rows, 3, len(rows))
+    assert list(compare.table_of(compare.summary(found)))
 
 
 def test_a_network_that_cannot_be_trained_is_a_row_that_says_so(tmp_path):

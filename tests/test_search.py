@@ -100,14 +100,17 @@ def after_first_epoch(monkeypatch, act):
 @pytest.mark.parametrize(("name", "times"), [("study.db", 1), ("study.journal", 1), ("study.db", 2)])
 def test_a_stopped_search_goes_on(tmp_path, args, monkeypatch, capsys, name, times):
     args += ["--budget", "2", "--set", "epochs=2", "--storage", str(tmp_path / name)]
+    went_on = []
 
     def press():
         for _ in range(times):
             signal.raise_signal(signal.SIGINT)
+            went_on.append(True)
 
     with monkeypatch.context() as patched:
         after_first_epoch(patched, press)
         assert main(args) == 130
+    assert len(went_on) == 1  # to the end of the batch, where it was pressed once
     assert capsys.readouterr().err == "study search: stopped; the same command goes on\n"
     stopped, queued = trials_of(tmp_path / "study.json")
     assert (stopped["state"], queued["state"], queued["again"]) == ("put back", "waiting", 0)
@@ -179,23 +182,26 @@ def test_a_killed_worker_costs_no_trial_and_none_counts_twice(tmp_path, args, mo
     assert sum(t["base"] and t["state"] == "complete" for t in trials) == 1
 
 
-def test_two_processes_never_take_the_same_trial_from_the_queue(tmp_path):
-    """SQLite has no SELECT FOR UPDATE, which Optuna takes a trial with."""
-    path = tmp_path / "s.db"
-    study = optuna.create_study(study_name="s", storage=search.open_storage(path))
-    for number in range(24):
-        study.enqueue_trial({"x": number})
-    # Threads with connections of their own lock each other out of the file as processes do.
-    studies = [optuna.load_study(study_name="s", storage=search.open_storage(path)) for _ in range(3)]
-    ready = threading.Barrier(3)
+def test_processes_that_start_together_share_a_study_and_never_take_the_same_trial(tmp_path):
+    """SQLite has no SELECT FOR UPDATE, which Optuna takes a trial with. Threads with connections of their own
+    lock each other out of the file as processes do."""
+    together = threading.Barrier(3)
 
-    def take(study):
-        ready.wait()
+    def take(_):
+        together.wait()
+        study = search.open_study(search.open_storage(tmp_path / "s.db"), "s", {"a": 1}, {"x": -1}, 9)
+        together.wait()
+        for number in range(8):
+            study.enqueue_trial({"x": number})
+        together.wait()
         return [study.ask().number for _ in range(8)]
 
     with ThreadPoolExecutor(3) as pool:
-        taken = [number for numbers in pool.map(take, studies) for number in numbers]
-    assert sorted(taken) == list(range(24))
+        taken = [number for numbers in pool.map(take, range(3)) for number in numbers]
+    assert len(taken) == len(set(taken)) == 24
+    trials = optuna.load_study(study_name="s", storage=search.open_storage(tmp_path / "s.db")).trials
+    assert [trial.system_attrs["fixed_params"]["x"] for trial in trials].count(-1) == 1
+    assert [trial.number for trial in trials if trial.user_attrs.get("base")] == [0]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::optuna.exceptions.ExperimentalWarning")
