@@ -234,6 +234,7 @@ def open_study(storage, name, settings, first, epochs):
         "storage": storage,
         "study_name": name,
         "direction": "maximize",
+        # In the first quarter, much of it warm-up, scores say little about the last ones.
         "pruner": optuna.pruners.MedianPruner(n_startup_trials=FIRST, n_warmup_steps=max(1, epochs // 4)),
         "sampler": optuna.samplers.TPESampler(n_startup_trials=FEWEST),
     }

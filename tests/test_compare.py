@@ -146,7 +146,9 @@ def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys, 
     output = tmp_path / "o.json"
     args = ["compare", "--data", str(zip_path), "--recipe", str(recipe), "--output", str(output)]
     args += ["--seeds", "0", "--shares", "50", "100", "--models", "vit", "cnn", "--jobs", "2"]
-    assert main(args) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "ProcessPoolExecutor", InThisProcess)
+        assert main(args) == 0
     record = json.loads(output.read_text())
     assert len(record["rows"]) == 4
     assert str(tmp_path) not in output.read_text()
@@ -167,8 +169,7 @@ def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys, 
     del record["rows"]["cnn | 50 % | seed 0"]
     record["rows"]["vit | 50 % | seed 0"]["errors"] = 77  # would show if it were run again
     output.write_text(json.dumps(record))
-    monkeypatch.setattr(results, "ProcessPoolExecutor", InThisProcess)
-    assert main([*args, "--jobs", "1"]) == 0
+    assert main([*args, "--jobs", "1"]) == 0  # in a process of its own
     assert json.loads(output.read_text())["jobs"] == 1  # this call's
     again = json.loads(output.read_text())["rows"]
     assert again["vit | 50 % | seed 0"]["errors"] == 77

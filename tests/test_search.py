@@ -25,7 +25,12 @@ from lab.recipe import load_recipe, named_recipes, parse_setting
 from study import runs, search, space
 from study.__main__ import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+    # Without study.optimize, where single trials are asked for here
+    pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed"),
+]
 SIZES = ("patch_size=8", "dim=32", "depth=2", "heads=2", "dim_head=16", "mlp_dim=64", "batch_size=8")
 
 
@@ -204,7 +209,6 @@ def test_processes_that_start_together_share_a_study_and_never_take_the_same_tri
     assert [trial.number for trial in trials if trial.user_attrs.get("base")] == [0]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_trial_that_ends_two_processes_is_not_tried_again(tmp_path):
     storage = search.open_storage(tmp_path / "s.db")
     study = optuna.create_study(storage=storage, study_name="s")
