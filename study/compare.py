@@ -120,8 +120,6 @@ def run_one(where, recipe, name, share):
 
 def compare(where, recipe, seeds, shares, networks, output, say=print):
     """Run what the file `output` lacks of all networks, and say how they compare -> Comparison."""
-    from lab.machine import check_memory  # imports PyTorch
-
     for name in networks:
         if name not in NETWORKS:
             raise InputError(f"there is no network {name!r}; there are {', '.join(NETWORKS)}")
@@ -130,10 +128,7 @@ def compare(where, recipe, seeds, shares, networks, output, say=print):
             raise InputError(f"a share must be from 1 to 100 (percent), not {share}")
     recipes = [dataclasses.replace(recipe, seed=seed) for seed in seeds]
     own = {key: value for key, value in recipe.as_dict().items() if key != "seed"}
-    about = ComparisonResults(**where.about(recipe), recipe=own)
-    if "vit" in networks:
-        images = sum(about.data.counts["train"].values())
-        check_memory(recipe, *where.begin(), images, len(about.data.classes))
+    about = ComparisonResults(**where.about(recipe, vit="vit" in networks), recipe=own)
     work = {
         f"{name} | {share} % | seed {recipe.seed}": partial(run_one, where, recipe, name, share)
         for recipe in recipes

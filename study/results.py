@@ -21,7 +21,7 @@ from lab.console import clock
 from lab.errors import InputError
 from lab.files import write_whole
 from lab.findings import StudyData, StudyMachine
-from lab.record import Machine, SplitFacts, as_json
+from lab.record import Machine, as_json
 
 Value = bool | int | float | str  # of a hyperparameter
 
@@ -48,17 +48,6 @@ class Run:
         return self.failed or f"{self.errors}/{self.images} wrong, loss {self.loss:.3f}"
 
 
-@dataclass(frozen=True)
-class Images:
-    """The images that results are about: fields of lab.record.DataFacts."""
-
-    name: str
-    classes: list[str]
-    counts: dict[str, dict[str, int]]
-    split: SplitFacts
-    fingerprint: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """The file of a study. Each study has a subclass, with its own rows and with what they have in common."""
@@ -67,14 +56,14 @@ class Results:
     what: str
     machine: Machine
     jobs: int = 1
-    data: Images | None = None
+    data: StudyData | None = None
     rows: dict[str, Run] = field(default_factory=dict)
 
     @property
     def origin(self):
         """What a summary says of where its figures are from."""
         return {
-            "data": StudyData(self.data.fingerprint, self.data.name, self.data.classes),
+            "data": self.data,
             "machine": StudyMachine(self.machine.processor, self.machine.cores, self.machine.gpu),
             "date": max(row.date for row in self.rows.values()),
         }

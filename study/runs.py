@@ -19,10 +19,11 @@ import train
 from data import Split
 from lab import intake, training
 from lab.errors import InputError
+from lab.findings import StudyData
 from lab.limits import LIMITS, Limits
 from lab.machine import check_memory, choose_device, choose_precision, describe_machine
 from lab.recipe import Recipe
-from study.results import Images, Run
+from study.results import Run
 
 # What a training fails with for its values: a loss that is not a number, a size that fits nowhere.
 FAULTS = (ValueError, RuntimeError, MemoryError)
@@ -56,15 +57,18 @@ class Where:
         machine = describe_machine(device, choose_precision(self.precision, device))
         return replace(machine, threads=self.threads) if self.jobs > 1 else machine
 
-    def about(self, recipe, folds=None):
+    def about(self, recipe, folds=None, vit=False):
         """What every results file says: the machine, the runs at once, and the images of such a recipe.
 
-        InputError where the images cannot be read, or their training split not be cut in `folds`.
+        InputError where the images cannot be read, where their training split cannot be cut in `folds`, or
+        where `vit` and its training does not fit in the memory.
         """
         images = intake.load_images(self.data, recipe, self.limits)
         if folds:
             check_folds(images.train, folds)
-        data = Images(**{name: getattr(images.facts, name) for name in Images.__dataclass_fields__})
+        if vit:
+            check_memory(recipe, *self.begin(), len(images.train), len(images.train.classes))
+        data = StudyData(images.facts.fingerprint, images.facts.name, images.facts.classes)
         return {"machine": self.machine(), "jobs": self.jobs, "data": data}
 
 

@@ -13,11 +13,12 @@ from conftest import NEU_SIZES, ROOT, TINY, make_folder, zip_folder
 import data
 import train
 from lab import machine
+from lab.findings import StudyData
 from lab.recipe import load_recipe, parse_setting
-from lab.record import Machine, SplitFacts, as_json
+from lab.record import Machine, as_json
 from study import cnn, compare, results
 from study.__main__ import main
-from study.results import Images, read_results
+from study.results import read_results
 from study.runs import Where
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -203,7 +204,7 @@ def test_a_network_that_cannot_be_trained_is_a_row_that_says_so(tmp_path):
 
 
 MACHINE = Machine("Linux", "3.11", "AMD EPYC", 2, 1, "cpu", None, {})
-IMAGES = Images("steel.zip", [], {}, SplitFacts(70, 42), "a")
+IMAGES = StudyData("a", "steel.zip", [])
 
 
 def results_of(rows, recipe=None, images=IMAGES):
