@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from lab.errors import InputError
 from lab.findings import Comparison, ComparisonRow
-from study.figures import aligned, difference_cells, figures, grouped, mean, paired, pairs_of, shown, whole
+from study import figures
 from study.results import Results, Run, Value, run_study
 
 NETWORKS = ("vit", "cnn", "resnet18")  # in the order of tables; study.cnn.MAKERS makes them
@@ -153,23 +153,23 @@ def summary(results):
     reached in the ViT's seconds of training, and the paired difference, ViT minus network. The noise is
     that of training; another split would add its own. Failed runs count in `failed` alone.
     """
-    groups = grouped(results.rows.values(), ("share", "model"), "seed")
+    groups = figures.grouped(results.rows.values(), ("share", "model"), "seed")
     table = []
     for share, name in sorted(groups, key=lambda key: (-key[0], NETWORKS.index(key[1]))):
-        runs = whole(groups[share, name])
+        runs = figures.whole(groups[share, name])
         vit = {} if name == "vit" else groups.get((share, "vit"), {})
-        pairs = pairs_of(vit, groups[share, name])
-        difference = vars(paired(pairs))
+        pairs = figures.pairs_of(vit, groups[share, name])
+        difference = vars(figures.paired(pairs))
         if not pairs:
             difference = difference | {"within_noise": None}  # there is nothing to compare with
         table.append(
             ComparisonRow(
                 model=name,
                 share=share,
-                **figures(groups[share, name]),
+                **figures.of(groups[share, name]),
                 **{size: getattr(runs[0], size) if runs else None for size in SIZES},
-                **{speed: mean(getattr(run, speed) for run in runs) for speed in SPEEDS},
-                at_vit_seconds=mean(accuracy_within(b.history, a.seconds) for a, b in pairs),
+                **{speed: figures.mean(getattr(run, speed) for run in runs) for speed in SPEEDS},
+                at_vit_seconds=figures.mean(accuracy_within(b.history, a.seconds) for a, b in pairs),
                 pairs=len(pairs),
                 **difference,
             )
@@ -179,25 +179,17 @@ def summary(results):
 
 def table_of(comparison):
     """A Comparison as lines for the terminal: the table and the differences, accuracies in %."""
-    table = [["model", "share", "runs", "failed", "accuracy", "sd", "parameters", "M mult-adds", "s train"]]
-    table[0] += ["images/s", "in ViT s"]
+    table = [["model", "share", *figures.CELLS, "parameters", "M mult-adds", "images/s", "in ViT s"]]
     paired_table = [["model", "share", "seeds", "difference", "from", "to (95 %)", ""]]
     for row in comparison.rows:
         network = [row.model, f"{row.share} %"]
-        cells = (
-            shown(row.accuracy, ".2f", 100),
-            shown(row.sd, ".2f", 100),
-            shown(row.parameters, ","),
-            shown(row.mult_adds, ".1f", 1e-6),
-            shown(row.seconds, ".0f"),
-            shown(row.inference_rate, ".0f"),
-            shown(row.at_vit_seconds, ".2f", 100),
-        )
-        table.append([*network, str(row.runs), str(row.failed or ""), *cells])
+        size = figures.shown(row.parameters, ","), figures.shown(row.mult_adds, ".1f", 1e-6)
+        speed = figures.shown(row.inference_rate, ".0f"), figures.shown(row.at_vit_seconds, ".2f", 100)
+        table.append([*network, *figures.cells(**vars(row)), *size, *speed])
         if row.pairs:
-            paired_table.append([*network, str(row.pairs), *difference_cells(row)])
-    yield from aligned(table)
-    yield "images/s: inference; in ViT s: accuracy reached in the ViT's seconds of training"
+            paired_table.append([*network, str(row.pairs), *figures.difference_cells(row)])
+    yield from figures.aligned(table)
+    yield "seconds: of training; images/s: inference; in ViT s: accuracy reached in the seconds of the ViT"
     if len(paired_table) > 1:
         yield "\nViT minus the other, accuracy in percentage points, over the seeds that both have"
-        yield from aligned(paired_table)
+        yield from figures.aligned(paired_table)

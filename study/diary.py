@@ -15,7 +15,7 @@ from typing import ClassVar
 from lab.errors import InputError
 from lab.findings import Diary, DiaryRow, DiaryStart
 from lab.recipe import Recipe, check_names, read_toml
-from study.figures import aligned, difference_cells, figures, grouped, paired, pairs_of, shown, whole
+from study import figures
 from study.results import Results, Run, Value, run_study
 
 # A change that no hyperparameter makes, as vit.py is the paper's: the embedding stays zero.
@@ -136,24 +136,28 @@ def keep_diary(where, plan, name, folds, output, say=print):
 
 def summary(results):
     """DiaryResults -> lab.findings.Diary: means over the runs that did not fail, and paired differences."""
-    groups = grouped(results.rows.values(), ("name", "value"), "fold")
+    groups = figures.grouped(results.rows.values(), ("name", "value"), "fold")
     start = groups.pop((None, None), {})
     rows = [
-        DiaryRow(name=name, value=value, **figures(group), **vars(paired(pairs_of(group, start))))
+        DiaryRow(
+            name=name,
+            value=value,
+            **figures.of(group),
+            **vars(figures.paired(figures.pairs_of(group, start))),
+        )
         for (name, value), group in groups.items()
     ]
-    start = DiaryStart(images=sum(run.images for run in whole(start)), **figures(start))
+    start = DiaryStart(images=sum(run.images for run in figures.whole(start)), **figures.of(start))
     about = results.origin | {"name": results.name, "recipe": results.recipe, "folds": results.folds}
     return Diary(**about, start=start, rows=rows)
 
 
 def table_of(diary):
     """A Diary as lines for the terminal, accuracies in %."""
-    table = [["", "runs", "failed", "accuracy", "sd", "s", "difference", "from", "to (95 %)", ""]]
-    for row in [diary.start, *diary.rows]:
-        start = row is diary.start
-        text = "the recipe itself" if start else label(row.name, row.value)
-        scores = shown(row.accuracy, ".2f", 100), shown(row.sd, ".2f", 100), shown(row.seconds, ".0f")
-        difference = [""] * 4 if start else difference_cells(row)
-        table.append([text, str(row.runs), str(row.failed or ""), *scores, *difference])
-    return aligned(table)
+    table = [["", *figures.CELLS, "difference", "from", "to (95 %)", ""]]
+    table.append(["the recipe itself", *figures.cells(**vars(diary.start)), "", "", "", ""])
+    for row in diary.rows:
+        table.append(
+            [label(row.name, row.value), *figures.cells(**vars(row)), *figures.difference_cells(row)]
+        )
+    return figures.aligned(table)

@@ -38,7 +38,7 @@ def whole(group):
     return [run for run in group.values() if not run.failed]
 
 
-def figures(group):
+def of(group):
     """What a table says of one group: its runs, those that failed, and means over the others."""
     runs = whole(group)
     scores = [run.accuracy for run in runs]
@@ -72,6 +72,15 @@ def paired(pairs):
 def shown(value, form, scale=1):
     """A number for a table, or "-" for None."""
     return "-" if value is None else format(value * scale, form)
+
+
+CELLS = ["runs", "failed", "accuracy", "sd", "seconds"]
+
+
+def cells(runs, failed, accuracy, sd, seconds, **more):
+    """The cells of these columns, accuracies in %. All that a row of a table holds may be given."""
+    scores = shown(accuracy, ".2f", 100), shown(sd, ".2f", 100), shown(seconds, ".0f")
+    return [str(runs), str(failed or ""), *scores]
 
 
 def difference_cells(row):

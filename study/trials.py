@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from lab.errors import InputError
 from lab.recipe import Recipe, load_recipe, read_toml
-from study.figures import aligned, figures, shown, whole
+from study import figures
 from study.results import Results, Run, read_results, run_study
 
 
@@ -56,14 +56,9 @@ def run_trials(where, recipes, folds, output, say=print):
 
 def table_of(trials):
     """{name: {fold: row}} as lines for the terminal, accuracies in %."""
-    table = []
-    for name, group in trials.items():
-        row, wrong = figures(group), sum(run.errors for run in whole(group))
-        scores = (
-            shown(row["accuracy"], ".2f", 100),
-            shown(row["sd"], ".2f", 100),
-            shown(row["seconds"], ".0f"),
-        )
-        table.append([name, str(row["runs"]), str(row["failed"] or ""), str(wrong), *scores])
-    table.sort(key=lambda row: (row[2], int(row[3])))  # those of which no run failed first
-    return aligned([["trial", "folds", "failed", "wrong", "accuracy", "sd", "s each"], *table])
+    wrong = {name: sum(run.errors for run in figures.whole(group)) for name, group in trials.items()}
+    best_first = sorted(
+        trials, key=lambda name: (len(trials[name]) - len(figures.whole(trials[name])), wrong[name])
+    )
+    table = [[name, str(wrong[name]), *figures.cells(**figures.of(trials[name]))] for name in best_first]
+    return figures.aligned([["trial", "wrong", *figures.CELLS], *table])

@@ -223,7 +223,7 @@ def test_trials_keep_failures_too_and_print_the_errors_of_all_folds(tmp_path, ca
         assert rows[f"as it is | fold {fold}"]["images"] in (9, 10, 11, 12)
     wrong = sum(rows[f"as it is | fold {fold}"]["errors"] for fold in (0, 1))
     line = next(line for line in said.splitlines() if line.startswith("as it is"))
-    assert line.split()[3:5] == ["2", str(wrong)]
+    assert line.split()[3:5] == [str(wrong), "2"]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
     plan = tmp_path / "trials.toml"
