@@ -101,24 +101,8 @@ def make_parser():
     return parser
 
 
-def _add_data(parser):
-    group = parser.add_argument_group("what to train on")
-    group.add_argument(
-        "--data",
-        metavar="PATH",
-        help="zip or folder with a folder of images for each class, or 'demo' (default: dataset.zip or "
-        "dataset/ here, else drawn demonstration images)",
-    )
-    group.add_argument(
-        "--limit",
-        metavar="NAME=N",
-        action="append",
-        default=[],
-        help="what it may hold: images (default 200000), image_mb (200), total_gb (50, a zip)",
-    )
-    group.add_argument(
-        "--check", action="store_true", help="say how the files are understood, and stop before training"
-    )
+def add_choices(group):
+    """Add the flags of lab.record.Choices to an argparse parser or group; `choices_of` reads them."""
     group.add_argument(
         "--labels",
         metavar="FILE",
@@ -139,6 +123,32 @@ def _add_data(parser):
         metavar="REGEX",
         help="keep images together whose paths fit alike: one coil, one part, one patient",
     )
+
+
+def choices_of(args):
+    """The Choices in parsed arguments."""
+    return Choices(args.labels, tuple(args.include), tuple(args.exclude), args.group)
+
+
+def _add_data(parser):
+    group = parser.add_argument_group("what to train on")
+    group.add_argument(
+        "--data",
+        metavar="PATH",
+        help="zip or folder with a folder of images for each class, or 'demo' (default: dataset.zip or "
+        "dataset/ here, else drawn demonstration images)",
+    )
+    group.add_argument(
+        "--limit",
+        metavar="NAME=N",
+        action="append",
+        default=[],
+        help="what it may hold: images (default 200000), image_mb (200), total_gb (50, a zip)",
+    )
+    group.add_argument(
+        "--check", action="store_true", help="say how the files are understood, and stop before training"
+    )
+    add_choices(group)
 
 
 def _add_training(parser):
@@ -217,7 +227,7 @@ def parse_options(argv=None):
     values |= {
         "student_id": check_student_id(args.student_id) if args.student_id is not None else None,
         "limits": limits_of(args.limit),
-        "choices": Choices(args.labels, tuple(args.include), tuple(args.exclude), args.group),
+        "choices": choices_of(args),
         "recipe_name": Path(args.recipe).stem,
         "recipe": load_recipe(args.recipe, settings),
         "settings": settings,

@@ -583,7 +583,7 @@ def test_group_keeps_together_what_the_user_says(tmp_path):
     sides = side_of(images)
     for coil in range(10):
         assert len({side for file, side in sides.items() if f"coil{coil}_" in file}) == 1
-    held_out = [runs.fold_of(images.train, runs.Folds(), number)[1].files for number in range(4)]
+    held_out = [runs.fold_of(images.train, 4, number)[1].files for number in range(4)]
     coils = [{file.split("_")[0].split("/")[1] for file in files} for files in held_out]
     assert sum(map(len, coils)) == len(set().union(*coils))  # of a study too, no coil is on both sides
     (kept,) = images.facts.kept_together
