@@ -22,7 +22,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from lab.errors import InputError
 from report import formulas, source
-from report.page import STRICT, TEMPLATES, data_url
+from report.page import STRICT, TEMPLATES, data_url, shorten
 from report.submission import assemble_submission
 
 ANSWERS = TEMPLATES / "answers"
@@ -127,7 +127,7 @@ def sentence(text):
     return f"{text[0].upper()}{text[1:]}."
 
 
-FILTERS = {f.__name__: f for f in (percent, whole, points, effect, pixels, setting, sentence)}
+FILTERS = {f.__name__: f for f in (percent, whole, points, effect, pixels, setting, sentence, shorten)}
 
 
 def excerpts(record):

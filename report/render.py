@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from lab.errors import InputError
-from report import answers, fonts
+from report import answers, extracts, fonts
 from report.page import TEMPLATES, data_url, templates
 from report.source import recipe_groups
 
@@ -201,11 +201,15 @@ def fill_page(record, run, answers_folder, drawings):
     environment.filters.update(answers.FILTERS)
     log = (run / "training.log").read_text(encoding="utf-8")
     shown = ("examples", "mistakes", "train_samples", "test_samples")
+    pictures = {name: _read_pictures(getattr(record.shown, name), run) for name in shown}
     return environment.get_template("report.html.j2").render(
         answers.lookups(record),
         record=record,
         document_date=document_date(record),
-        **{name: _read_pictures(getattr(record.shown, name), run) for name in shown},
+        **pictures,
+        extracts=extracts,
+        example_rows=extracts.example_rows(pictures["examples"], record.data.classes),
+        numbered=record.data.classes if len(record.data.classes) > figures.NAMED else (),
         questions=answers.QUESTIONS,
         answers=answers.render_answers(record, answers_folder),
         log=log_pieces(log, record.training.history),
