@@ -56,19 +56,19 @@ def notes(data):
     return [shorten(sentence, 4 * NAME) for sentence in said[:8]], max(0, len(said) - 8)
 
 
-def lowest(names, value):
-    """The names to list of many: those of the lowest value, all in their own order where they fit."""
-    return names if len(names) <= LISTED else sorted(names, key=value)[:LISTED]
-
-
 def hardest(per_class):
-    """The classes to list with their scores: of many, those of the lowest F1."""
-    return lowest(list(per_class), lambda name: per_class[name].f1)
+    """The classes to list with their scores: all in their order, or of many those of the lowest F1."""
+    names = list(per_class)
+    return names if len(names) <= LISTED else sorted(names, key=lambda name: per_class[name].f1)[:LISTED]
 
 
-def total(counts, names):
-    """The images of these classes together."""
-    return sum(counts[name] for name in names)
+def count_words(counts):
+    """The images of each class in words, training + test; of many classes only the fewest and the most."""
+    both = {name: (n, counts["test"][name]) for name, n in counts["train"].items()}
+    if len(both) <= LISTED:
+        return "; ".join(f"{name}: {a} + {b}" for name, (a, b) in both.items()) + " images."
+    sizes = [a + b for a, b in both.values()]
+    return f"{len(sizes)} classes of {min(sizes)} to {max(sizes)} images each."
 
 
 def pictured(classes):

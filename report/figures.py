@@ -185,7 +185,7 @@ def draw_confusion_matrix(matrix, class_names):
     if n > NAMED:
         return _draw_many_confusions(shares)
     size = 9 if n <= 10 else 8 if n <= 20 else 7
-    cell = max(0.145, min(0.36, 4.6 / n))  # inches: a number of two digits fits
+    cell = max(0.145, min(0.36, 4.0 / n))  # inches: a number of two digits fits
     labels = [shorten(name, 24) for name in class_names]
     margin = max(map(letters, labels)) * 0.052 * size / 8 + 0.55
     width, height = n * cell + margin + 0.35, n * cell + 0.72 * margin + 0.35

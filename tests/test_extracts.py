@@ -4,6 +4,7 @@ import copy
 import io
 import re
 
+import conftest
 import pytest
 from pypdf import PdfReader
 
@@ -17,7 +18,7 @@ from lab.record import (
     Unreadable,
     read_record,
 )
-from report import extracts, figures, render
+from report import extracts, figures
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def record(bundle):
 
 
 def drawn(record, bundle):
-    return re.sub(r"\s+", " ", render.render_html(record, bundle.run).replace("\u202f", " "))
+    return re.sub(r"\s+", " ", conftest.drawn(record, bundle).replace("\u202f", " "))
 
 
 def judged(record, correct, low, share):
@@ -62,7 +63,8 @@ def test_an_accuracy_no_better_than_the_largest_class_is_called_so(record, bundl
 
 def test_the_console_says_it_in_the_line_of_the_accuracy(bundle):
     results = bundle.record.results
-    lines = [line for line in bundle.process.stdout.splitlines() if re.match(" +test loss|Test accuracy", line)]
+    said = bundle.process.stdout.splitlines()
+    lines = [line for line in said if re.match(" +test loss|Test accuracy", line)]
     assert len(lines) == 2 and all(results.beside() in line for line in lines)
     assert f"largest class {1 / 3:.2%}, balanced accuracy " in results.beside()
 
@@ -136,7 +138,8 @@ def test_many_classes_fit_on_few_pages_that_are_not_half_empty(record, bundle, c
     pdf = PdfReader(io.BytesIO(content))
     assert len(pdf.pages) <= 26
     text = re.sub(r"\s+", " ", " ".join(part.extract_text() for part in pdf.pages))
-    assert f"{count - extracts.LISTED} more classes" in text
+    assert f"the {extracts.LISTED} classes of the lowest F1; those of all {count} are in" in text
+    assert f"{count} classes of 10 to 10 images each." in page
     assert f"The 15 most frequent of {count} pairs that were confused" in text
     assert f"24 of {count} classes" in text and f"24 of the {count} classes" in text
     assert page.count('class="example ') == 48 + 8  # of each class a right and a wrong one; and mistakes

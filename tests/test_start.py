@@ -42,13 +42,21 @@ def test_an_old_python_reads_the_files_that_tell_it_so(file):
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "cp950"])
-def test_a_console_that_lacks_letters_stops_no_run(tmp_path, encoding):
+def test_any_console_can_be_printed_to(encoding):
+    text = "import lab, sys; print('Łä 裂纹🔥'); print('裂纹🔥', file=sys.stderr)"
+    process = run_program("-c", text, cwd=ROOT, PYTHONIOENCODING=encoding)
+    assert process.returncode == 0, process.stderr
+    assert "\\U0001f525" in process.stdout and "\\U0001f525" in process.stderr
+
+
+def test_a_console_that_lacks_letters_stops_no_run(tmp_path):
     images = make_folder(tmp_path / "圖", {"裂纹🔥": 6, "Łä": 6})
     args = ["--student-id", "1", "--name", "陳", "--data", images, *TINY_ARGS, "--set", "epochs=1"]
-    process = run_program(ROOT / "run.py", *args, cwd=tmp_path, PYTHONIOENCODING=encoding)
+    process = run_program(ROOT / "run.py", *args, cwd=tmp_path, PYTHONIOENCODING="cp1252")
     assert process.returncode == 0, process.stderr
-    code = tmp_path / "outputs" / "1" / "1_Lab8_Homework.py"
+    assert "Test accuracy" in process.stdout
     (tmp_path / "dataset").symlink_to(images)
-    process = run_program(code, "--evaluate", cwd=tmp_path, PYTHONIOENCODING=encoding)
+    code = tmp_path / "outputs" / "1" / "1_Lab8_Homework.py"
+    process = run_program(code, "--evaluate", cwd=tmp_path, PYTHONIOENCODING="cp1252")
     assert process.returncode == 0, process.stderr
-    assert "Classes: [" in process.stdout and "\\U0001f525" in process.stdout
+    assert "\\u88c2\\u7eb9" in process.stdout
