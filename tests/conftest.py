@@ -139,7 +139,9 @@ def drawn(record, bundle, folder=None):
     from report import render
 
     names = "counts curves confusion calibration rollout distance heads positions filters diary shares"
-    page = render.fill_page(record, bundle.run, folder, {name: f"{name}.svg" for name in names.split()})
+    page = render.fill_page(
+        record, bundle.run, folder, {name: f"figures/{name}.pdf" for name in names.split()}
+    )
     return render.number(page, render.QUESTION_NAMES)
 
 

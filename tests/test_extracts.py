@@ -131,19 +131,36 @@ def with_classes(record, count):
     return changed
 
 
-@pytest.mark.parametrize("count", [60, 300])
-def test_many_classes_fit_on_few_pages_that_are_not_half_empty(record, bundle, count):
-    changed = with_classes(record, count)
+def test_300_classes_fit_on_few_pages(record, bundle):
+    changed = with_classes(record, 300)
     content, page = report.render_report(changed, bundle.run)
     pdf = PdfReader(io.BytesIO(content))
     assert len(pdf.pages) <= 26
     text = re.sub(r"\s+", " ", " ".join(part.extract_text() for part in pdf.pages))
-    assert f"the {extracts.LISTED} classes of the lowest F1; those of all {count} are in" in text
-    assert f"{count} classes of 10 to 10 images each." in page
-    assert f"The 15 most frequent of {count} pairs that were confused" in text
-    assert f"24 of {count} classes" in text and f"24 of the {count} classes" in text
-    assert page.count('class="example ') == 48 + 8  # of each class a right and a wrong one; and mistakes
-    assert page.count('class="example wrong-one') == 24 + 8
+    assert f"the {extracts.LISTED} classes of the lowest F1; those of all 300 are in" in text
+    assert "300 classes of 10 to 10 images each." in page
+    assert "24 of 300 classes" in text and "24 of the 300 classes" in text
+
+
+@pytest.mark.parametrize("count", [13, 41, 60])
+def test_of_many_classes_some_are_shown_and_the_rest_counted(record, bundle, count):
+    html = drawn(with_classes(record, count), bundle)
+    pictured = min(count, extracts.PICTURED)
+    assert html.count('class="example ') == 2 * pictured + 8  # a right and a wrong one each; and mistakes
+    assert html.count('class="example wrong-one') == pictured + 8
+    assert (f"The 15 most frequent of {count} pairs that were confused" in html) is (count > figures.NAMED)
+    assert html.count('<th scope="row">kind') == min(count, extracts.LISTED)
+    assert "kind" * 30 not in re.sub('alt="[^"]*"', "", html)
+
+
+def test_files_and_notes_stand_in_the_latex_report_too(record, bundle, tmp_path):
+    changed = with_classes(record, 41)
+    changed.data.left_out = [LeftOut("not an image", 2, r"\input{x}.txt")]
+    changed.data.notes = ["Folders were taken as 50 % of \\x."]
+    page = conftest.drawn(changed, bundle)
+    text = report.latex.convert(page, tmp_path, {})
+    assert r"not used: not an image & 2 & \textbackslash input\{x\}.txt" in text
+    assert r"\textbackslash x." in text
 
 
 def test_a_matrix_of_many_classes_fits_the_page():
