@@ -252,12 +252,12 @@ def test_a_run_that_diverges_keeps_the_old_bundle(bundle, copy, capsys, monkeypa
 
 
 def test_a_fault_in_the_report_does_not_cost_the_weights(bundle, tmp_path, monkeypatch, capsys):
-    import report.outputs
+    import report
 
     def fail(*args):
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(report.outputs, "render_report", fail)
+    monkeypatch.setattr(report, "render_report", fail)
     args = ["--student-id", "s2", "--output-dir", tmp_path, "--quiet"]
     with pytest.raises(RuntimeError, match="a fault"):
         call(*args, "--data", bundle.home / "dataset.zip", *TINY_ARGS, "--set", "epochs=1")
