@@ -17,7 +17,7 @@ from conftest import NEU_SIZES, ROOT, TINY_ARGS, TINY_SETTINGS, call, make_folde
 from test_run import names_in
 
 import train
-from lab import bundle, checkpoint, intake, training
+from lab import bundle, checkpoint, console, intake, training
 from lab.errors import InputError
 from lab.files import write_whole
 from lab.findings import Findings
@@ -265,6 +265,31 @@ def test_a_fault_in_the_report_costs_no_training_and_publishes_nothing(
     assert call(*args, "--resume") == 0
     assert names_in(tmp_path) == ["9"]
     assert {path.suffix for path in (tmp_path / "9").glob("9_*")} == {".pdf", ".py", ".pth"}
+
+
+@pytest.mark.parametrize("stage", ["Data", "Evaluation", "Report", "publishing"])
+def test_a_kill_at_any_stage_resumes_or_starts_anew_and_says_the_right_of_the_two(
+    folder, tmp_path, capfd, uncut, stage
+):
+    args = ["--student-id", "9", "--output-dir", tmp_path, "--no-verify", "--device", "cpu"]
+    start = ["--data", folder, *SETTINGS, "--precision", "fp32"]
+    if (child := os.fork()) == 0:
+        begin = console.Screen.stage
+
+        def killed(screen, name):
+            return os._exit(9) if name == stage else begin(screen, name)
+
+        console.Screen.stage, bundle._publish = killed, lambda *paths: os._exit(9)
+        call(*args, *start)
+        os._exit(0)  # never: it was killed
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    if stage == "Data":
+        assert "there is no interrupted run of 9 to resume: run without" in refused(capfd, *args, "--resume")
+        assert call(*args, *start) == 0
+    else:
+        assert call(*args, "--resume") == 0
+    assert same(weights_of(tmp_path / "9" / "9_Lab8_Homework.pth"), uncut[0])
+    assert names_in(tmp_path) == ["9"]
 
 
 def test_a_bundle_is_on_the_disk_before_it_is_put_in_place(tmp_path, monkeypatch):
