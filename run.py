@@ -161,7 +161,7 @@ def main(argv=None):
         if options.verify:
             from verify.verification import verify_all
 
-            return verify_all(options.verify, options.data, screen)
+            return verify_all(options.verify, options.data, screen, limits=options.limits)
         record = (report_only if options.report_only else train_and_report)(options, screen)
         paths, well = finish(record, options, screen)
     except KeyboardInterrupt:

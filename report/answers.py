@@ -23,9 +23,10 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from lab.errors import InputError
 from report import formulas, source
 from report.page import STRICT, TEMPLATES, data_url
-from report.submission import assemble_submission
+from report.submission import assemble_submission, submission_of
 
 ANSWERS = TEMPLATES / "answers"
+FILLED = ".filled.md"  # how the file of an answer ends whose look-ups are done, as the PDF carries it
 PICTURES = {
     ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif",
     ".svg": "image/svg+xml",
@@ -132,7 +133,7 @@ FILTERS = {f.__name__: f for f in (percent, whole, points, effect, pixels, setti
 
 def excerpts(record):
     """The `code` of the answers: it shows lines of the submitted program and names its step and lines."""
-    program, file = assemble_submission(record), f"{record.student.id}_Lab8_Homework.py"
+    program, file = assemble_submission(submission_of(record)), f"{record.student.id}_Lab8_Homework.py"
 
     def code(name, start=None, end=None):
         text, first, last = source.excerpt(program, name, start, end)
@@ -460,14 +461,24 @@ def answer_texts(record, folder=None):
         path = ANSWERS / f"{key}.md"
         if folder and (folder / path.name).is_file():
             path = folder / path.name
+        done = folder and folder / f"{key}{FILLED}"
         try:
-            text = environment.from_string(read_answer(path)).render(known)
+            if done and done.is_file():
+                path, text = done, read_answer(done)
+            else:
+                text = environment.from_string(read_answer(path)).render(known)
         except (jinja2.TemplateError, LookupError, TypeError, ValueError) as error:
             line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
             raise InputError(f"{path}{line}: {error}") from None
         _check_parts(path, text)
         texts[key] = (path, text)
     return texts
+
+
+def own_answers(record, folder):
+    """{question id: (path, Markdown)} of the answers in `folder` that say something else than our own."""
+    ours, shown = (answer_texts(record, where) if folder else {} for where in (None, folder))
+    return {key: shown[key] for key in shown if shown[key][1].split() != ours[key][1].split()}
 
 
 def render_answers(record, folder=None):

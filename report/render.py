@@ -1,6 +1,7 @@
 """The run record -> one HTML page with everything in it -> an A4 PDF."""
 
 import contextlib
+import dataclasses
 import datetime
 import html
 import io
@@ -11,8 +12,10 @@ import re
 import warnings
 from collections import Counter
 from pathlib import Path
+from urllib.parse import unquote
 
 from lab.errors import InputError
+from lab.record import as_json
 from report import answers, fonts
 from report.page import TEMPLATES, data_url, templates
 from report.source import recipe_groups
@@ -208,6 +211,7 @@ def fill_page(record, run, answers_folder, drawings):
         **{name: _read_pictures(getattr(record.shown, name), run) for name in shown},
         questions=answers.QUESTIONS,
         answers=answers.render_answers(record, answers_folder),
+        own=answers.own_answers(record, answers_folder),
         log=log_pieces(log, record.training.history),
         settings=setting_columns(record.recipe.values.as_dict()),
         arrays=read_arrays(record, run),
@@ -253,10 +257,25 @@ def _worth_saying(entry):
     return "HarfBuzz-Subset" not in entry.getMessage()
 
 
+def carried(record, run, answers_folder=None):
+    """{name: bytes} of what the PDF carries, so that it can be drawn again from it, the images and the weights:
+    the record, the log, and the student's answers, look-ups done, with their pictures."""
+    files = {name: digest for name, digest in record.files.items() if not name.endswith(".pdf")}
+    found = {
+        "record.json": as_json(dataclasses.replace(record, files=files)).encode(),
+        "training.log": (run / "training.log").read_bytes(),
+    }
+    for key, (path, text) in answers.own_answers(record, answers_folder).items():
+        found[f"answers/{key}{answers.FILLED}"] = text.encode()
+        pictures = [unquote(token.attrs["src"]) for token in answers.tokens(text) if token.type == "image"]
+        found |= {f"answers/{name}": (path.parent / name).read_bytes() for name in pictures}
+    return found
+
+
 def render_report(record, run, answers_folder=None):
     """The report as (PDF bytes, HTML text), from the record and its run folder alone.
 
-    The PDF is tagged for PDF/UA-1 (ISO 14289-1).
+    The PDF is tagged for PDF/UA-1 (ISO 14289-1), and carries what verification draws it again from.
     """
     check_renderer()
     import weasyprint
@@ -267,4 +286,9 @@ def render_report(record, run, answers_folder=None):
     # WeasyPrint knows no media features, and warns of each.
     printed = re.sub(r'<style class="screen">.*?</style>', "", page, count=1, flags=re.DOTALL)
     document = weasyprint.HTML(string=printed, base_url=TEMPLATES.as_uri(), url_fetcher=_fetcher())
-    return document.write_pdf(pdf_variant="pdf/ua-1", pdf_tags=True), page
+    date = datetime.datetime.fromisoformat(document_date(record))
+    attached = [
+        weasyprint.Attachment(string=content, name=name, description=name, created=date, modified=date)
+        for name, content in carried(record, run, answers_folder).items()
+    ]
+    return document.write_pdf(pdf_variant="pdf/ua-1", pdf_tags=True, attachments=attached), page

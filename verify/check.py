@@ -1,0 +1,373 @@
+"""One bundle: its figures computed anew with our model, its report drawn anew, no line of it run."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pickle
+import tempfile
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import filelock
+import msgspec
+import numpy as np
+import torch
+
+import train
+from data import BatchLoader
+from lab import inspection, intake
+from lab.bundle import bundle_names
+from lab.errors import InputError
+from lab.files import place, sha256
+from lab.recipe import Recipe, load_recipe
+from lab.record import SCHEMA, Record, Results, Shown
+from lab.scores import score
+from lab.stages import describe_model
+from report.answers import ANSWERS, FILLED, QUESTIONS
+from report.submission import assemble_submission
+from verify.code import Code, read_bounded, read_code
+from verify.pages import PDF_BYTES, carried_files, compare_pages, open_pdf
+
+HOLDS, EDITED = "holds", "holds, code edited"
+FAILED, OTHER_MODEL = "FAILED", "not evaluated: the model was changed"
+MEMORY = 8 * 2**30  # bytes of data of a process that checks a bundle
+BATCH = 256
+# Figures that another machine's rounding moves, and how far; all others follow from whole numbers.
+ROUNDED = {"loss", "test_loss", "ece", "confidence", "confidences", "mean", "least", "most", "even"}
+NEAR = 2e-4
+
+
+class Work(NamedTuple):
+    """What the checks of all bundles share. `source`: an intake.Source, or None for each run's own images."""
+
+    source: intake.Source | None
+    scratch: Path
+    threads: int | None = None
+
+
+@dataclass
+class Verdict:
+    """What is said of a bundle. `weights` and `code` are digests, the second of edited code alone."""
+
+    student_id: str
+    place: str
+    word: str = FAILED
+    reasons: list = field(default_factory=list)
+    remarks: list = field(default_factory=list)
+    name: str = ""
+    correct: int | None = None
+    total: int | None = None
+    loss: float | None = None
+    parameters: int | None = None
+    settings: str = ""  # those that are not the template's
+    rubric: list = field(default_factory=list)  # whether points 1 to 10 are there
+    own: list = field(default_factory=list)  # the questions answered in the student's words
+    weights: str | None = None
+    code: str | None = None
+    diff: list = field(default_factory=list)
+
+
+def check(bundle, work):
+    """The Verdict on one bundle; whatever goes wrong is its FAILED."""
+    verdict = Verdict(bundle.student_id, bundle.place)
+    try:
+        with tempfile.TemporaryDirectory(dir=work.scratch) as run:
+            _check(bundle, work, Path(run), verdict)
+    except InputError as error:
+        verdict.reasons.append(str(error))
+    except Exception as error:  # a stranger's file can raise nearly anything
+        said = " ".join(str(error).split())[:200]
+        verdict.reasons.append(f"cannot be checked ({type(error).__name__}: {said})")
+    else:
+        if not verdict.reasons:
+            verdict.word = EDITED if verdict.diff else HOLDS
+    return verdict
+
+
+def _check(bundle, work, run, verdict):
+    """Fill the verdict; `run` is an empty folder. InputError where no more can be checked."""
+    code = _check_code(bundle, verdict)
+    pdf = open_pdf(read_bounded(bundle.paths["pdf"], PDF_BYTES))
+    record, log = read_carried(pdf, run)
+    verdict.name = record.student.name or ""
+    _check_stated(record, code, bundle, verdict)
+    _check_answers(run, code, verdict)
+    if code.model_changed:
+        verdict.word = OTHER_MODEL
+        raise InputError(f"{', '.join(code.model_changed)} in the code differ from this project's")
+    if verdict.reasons:  # another student's, or other settings: no figure would tell more
+        return
+    images, own = read_images(bundle, work, code.submission.recipe, run, verdict)
+    model, verdict.weights = load_model(bundle.paths["pth"], code.submission.recipe, len(images.test.classes))
+    measured = measure(model, images, code.submission.recipe, record, run)
+    results = measured.results
+    verdict.correct, verdict.total, verdict.loss = results.correct, results.total, results.loss
+    verdict.parameters = measured.model.parameters
+    agreed = _agree_on(record, measured, own, log, verdict)
+    if not verdict.reasons:
+        verdict.reasons += compare_pages(pdf, open_pdf(draw(agreed, run)))
+    drawn = not verdict.reasons
+    verdict.rubric[3:5] = [verdict.rubric[3] and drawn, drawn]
+
+
+def _check_code(bundle, verdict):
+    """The Code of a bundle whose files are there. InputError where there is none to go on with."""
+    names = dict(zip(("pdf", "py", "pth"), bundle_names(bundle.student_id)))
+    if "ipynb" in bundle.paths:
+        names.pop("py")
+    if missing := [name for kind, name in names.items() if bundle.paths.get(kind) is None]:
+        raise InputError(f"there is no {', '.join(missing)}")
+    code = read_code(bundle.paths.get("py") or bundle.paths["ipynb"])
+    verdict.code = code.digest and hashlib.sha256(code.digest.encode()).hexdigest()
+    verdict.diff = code.diff
+    if code.diff:
+        lines = sum(line[0] in "+-" for line in code.diff[2:])
+        verdict.remarks.append(f"{lines} lines of code differ from what this project writes")
+    recipe, template = code.submission.recipe.as_dict(), load_recipe("assignment").as_dict()
+    if recipe["split_seed"] != template["split_seed"]:
+        seeds = f"split seed {recipe['split_seed']}, where the assignment has {template['split_seed']}"
+        verdict.remarks.append(seeds)
+    verdict.settings = " ".join(
+        f"{name}={value}" for name, value in recipe.items() if value != template[name]
+    )
+    return code
+
+
+def read_carried(pdf, run):
+    """(Record, log) that a PDF carries; its files are put into the folder `run`. InputError without them."""
+    files = carried_files(pdf)
+    if not {"record.json", "training.log"} <= files.keys():
+        raise InputError("the PDF carries no record: this project did not draw it, or it was saved anew")
+    try:
+        record = msgspec.json.decode(files["record.json"], type=Record)
+        log = files["training.log"].decode()
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the record in the PDF is damaged ({error})") from None
+    if record.schema != SCHEMA:
+        raise InputError("the record in the PDF was written by another version of this project")
+    (run / "answers").mkdir()
+    for name, content in files.items():
+        target = (run / name).resolve()
+        if name.startswith("answers/") and target.is_relative_to(run.resolve() / "answers"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+    (run / "training.log").write_text(log, encoding="utf-8")
+    return record, log
+
+
+def _check_stated(record, code, bundle, verdict):
+    """Reasons against what the record in the PDF says of its student, its settings and its files."""
+    submission, faults = code.submission, verdict.reasons
+    if submission.id != bundle.student_id:
+        faults.append(f"the code is that of student {submission.id}")
+    if record.student.id != bundle.student_id:
+        faults.append(f"the PDF is that of student {record.student.id}")
+    stated = record.recipe.values.as_dict() | {"precision": record.machine.precision}
+    written = submission.recipe.as_dict() | {"precision": submission.precision}
+    if other := [name for name in stated if stated[name] != written[name]]:
+        faults.append(f"settings in the code are not the report's: {', '.join(other)}")
+    _, name, weights = bundle_names(bundle.student_id)
+    ours = hashlib.sha256(assemble_submission(submission).encode()).hexdigest()
+    allowed = {ours} | ({sha256(bundle.paths["py"])} if bundle.paths.get("py") else set())
+    if record.files.get(name) not in allowed and not faults:
+        faults.append("the .py is not the file whose hash the PDF states")
+    if record.files.get(weights) != sha256(bundle.paths["pth"]):
+        faults.append("the .pth is not the file whose hash the PDF states")
+    choices = msgspec.to_builtins(record.data.choices)
+    if any(choices.values()):
+        flags = ", ".join(f"{key} {value}" for key, value in choices.items() if value)
+        verdict.remarks.append(f"its record says how the images are to be read: {flags}")
+
+
+def _check_answers(run, code, verdict):
+    """Note which answers are the student's own, and which points of the rubric are there."""
+    texts = {}
+    for key, number, _ in QUESTIONS:
+        own = run / "answers" / f"{key}{FILLED}"
+        if own.is_file():
+            verdict.own.append(number)
+        texts[key] = (own if own.is_file() else ANSWERS / f"{key}.md").read_bytes().strip()
+    there = [
+        {*needed} <= code.names
+        for needed in (("train_epoch", "fit"), ("evaluate",), ("plot_confusion_matrix",))
+    ]
+    answered = [bool(texts[key]) for key in ("q06", "q07", "q08", "q09")]
+    tens = all(texts[key] for key in texts if key.startswith("q10"))
+    verdict.rubric = [not code.model_changed, *there, False, *answered, tens]
+
+
+# What is computed anew
+
+
+def read_images(bundle, work, recipe, run, verdict):
+    """(Images for a recipe, whether they are the bundle's own); their split lies in the folder `run` too.
+
+    Decoded once for all bundles that look at the same ones in the same way. InputError if there are none.
+    """
+    source = work.source
+    if own := source is None:
+        folder = bundle.run / "dataset_split" if bundle.run else None
+        if folder is None or not folder.is_dir() or folder.is_symlink():
+            raise InputError("not evaluated: give the images with --data dataset.zip")
+        source = intake.Source(folder, "folder", folder.name)
+        verdict.remarks.append("measured on the images beside it")
+    key = repr((str(source.folder), recipe.image_size, recipe.channels, recipe.split_seed))
+    home = work.scratch / f"images-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    with filelock.FileLock(home.with_suffix(".lock")):
+        if not (home / "images.pickle").exists():
+            home.mkdir(exist_ok=True)
+            images = intake.read_images(source, recipe, home / "dataset_split")
+            np.save(home / "pixels.npy", images.test.pixels.numpy())
+            images.train.pixels = images.test.pixels = None
+            (home / "images.new").write_bytes(pickle.dumps(images))
+            (home / "images.new").rename(home / "images.pickle")
+    images = pickle.loads((home / "images.pickle").read_bytes())  # written here
+    images.train.pixels = images.test.pixels = torch.from_numpy(np.load(home / "pixels.npy", mmap_mode="r+"))
+    for path in (home / "dataset_split").rglob("*"):
+        target = run / path.relative_to(home)
+        if path.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            place(path, target)
+    return images, own
+
+
+def load_model(path, recipe, num_classes):
+    """(our ViT with a .pth's weights, their digest). InputError where they are not such a model's."""
+    with torch.device("meta"):  # no memory: the file tells first whether that is worth it
+        needed = sum(p.numel() for p in train.make_model(recipe, num_classes).parameters()) * 4
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+            plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise InputError(f"the .pth is no file of torch.save ({error})") from None
+    if not plain or not needed <= size <= 2 * needed + 2**20:
+        said = f"its {size} bytes are not a model of {needed // 4} parameters"
+        raise InputError(f"the .pth does not fit the settings in the code: {said}")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        model = train.make_model(recipe, num_classes)
+        model.load_state_dict(weights)
+    except Exception as error:  # pickles and shapes of strangers
+        said = " ".join(str(error).split())[:160]
+        raise InputError(f"the .pth is not plain weights of this model ({said})") from None
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return model, digest.hexdigest()
+
+
+def measure(model, images, recipe, record, run):
+    """The record with everything in it that follows from the weights and the images, computed here."""
+    test = images.test
+    loader = BatchLoader(test, dataclasses.replace(recipe, batch_size=BATCH), torch.device("cpu"))
+    logits = train.predict(model, loader, recipe)[0].numpy()
+    if not np.isfinite(logits).all():
+        raise InputError("the weights give logits that are not numbers")
+    results = score(logits, test.labels.numpy(), test.classes, test.files)
+    return dataclasses.replace(
+        record,
+        data=images.facts,
+        model=describe_model(model),
+        results=results,
+        shown=inspection.look_into(model, images, results.predictions, recipe, run),
+    )
+
+
+def agree(stated, measured, path=""):
+    """(value, [(path, stated, measured)] that differ): what was stated, where rounding explains it."""
+    name = path.rpartition(".")[2]
+    if isinstance(measured, dict) and isinstance(stated, dict) and stated.keys() == measured.keys():
+        parts = {key: agree(stated[key], measured[key], f"{path}.{key}") for key in measured}
+        return {key: part[0] for key, part in parts.items()}, [d for part in parts.values() for d in part[1]]
+    if (
+        isinstance(measured, list | tuple)
+        and isinstance(stated, list | tuple)
+        and len(stated) == len(measured)
+    ):
+        parts = [agree(*both, path) for both in zip(stated, measured)]
+        return [part[0] for part in parts], [d for part in parts for d in part[1]]
+    if isinstance(measured, float) and isinstance(stated, float):
+        near = NEAR * (1 + abs(measured)) if name in ROUNDED else 1e-9
+        return (stated, []) if abs(stated - measured) <= near else (measured, [(path, stated, measured)])
+    return measured, [] if stated == measured else [(path, stated, measured)]
+
+
+def _agree_on(record, measured, own, log, verdict):
+    """The record to be drawn: measured, but with what was stated where that is the same but for rounding.
+
+    Reasons for what is not the same. Of the images beside a bundle itself only the split is compared.
+    """
+    values, different = {}, []
+    for part, kind in (("results", Results), ("shown", Shown)):
+        stated, found = (msgspec.to_builtins(getattr(r, part)) for r in (record, measured))
+        value, unlike = agree(stated, found, part)
+        values[part], different = msgspec.convert(value, kind), different + unlike
+    names = ["classes", "counts", "split", "fingerprint", "pixel_range"]
+    facts = dataclasses.replace(
+        measured.data, **{n: getattr(record.data, n) for n in ("source", "name", "choices")}
+    )
+    facts.demonstration |= record.data.demonstration
+    if own:
+        facts = record.data
+    else:
+        names += [
+            n for n in type(facts).__dataclass_fields__ if n not in ("source", "name", "choices", *names)
+        ]
+    found = measured.data if own else facts
+    for name in names:
+        if msgspec.to_builtins(getattr(record.data, name)) != msgspec.to_builtins(getattr(found, name)):
+            verdict.reasons.append(f"the images are others than the report's, or read otherwise ({name})")
+            break
+    if record.model.parameters != measured.model.parameters:
+        different.append(("parameters", record.model.parameters, measured.model.parameters))
+    last, epochs = record.training.history[-1:], record.recipe.values.epochs
+    trained = [(row.test_loss, row.test_accuracy) for row in last]
+    ended = [line for line in log.splitlines() if line.startswith("Average test loss")][-1:]
+    wanted = f"Average test loss: {record.results.loss:.4f} Accuracy: {record.results.correct}/{record.results.total}"
+    if len(record.training.history) != epochs or not ended or not ended[0].startswith(wanted):
+        verdict.reasons.append("the training log in the PDF does not end with the report's figures")
+    elif agree(trained[0][0], measured.results.loss, "loss")[1] or trained[0][1] != measured.results.accuracy:
+        verdict.reasons.append("the training curve in the PDF does not end with the report's figures")
+    for path, stated, found in different[:4]:
+        verdict.reasons.append(
+            f"{path.partition('.')[2] or path}: measured {_short(found)}, the PDF states {_short(stated)}"
+        )
+    verdict.reasons += [f"{len(different) - 4} other figures differ"] * (len(different) > 4)
+    return dataclasses.replace(measured, data=facts, **values)
+
+
+def _short(value):
+    return f"{value:.4f}" if isinstance(value, float) else str(value)[:60]
+
+
+def draw(record, run):
+    """The PDF of a record, from the pictures and arrays that were made in `run`, and the answers there."""
+    from report.render import render_report
+
+    return render_report(record, run, run / "answers")[0]
+
+
+# The process of its own
+
+
+def limit_resources():
+    """Bound this process's memory, where the system can; nothing that a library prints is shown."""
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows; already lower
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def check_apart(pipe, bundle, work):
+    """In the other process: send the Verdict."""
+    limit_resources()
+    torch.set_num_threads(work.threads or torch.get_num_threads())
+    pipe.send(check(bundle, work))

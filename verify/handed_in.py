@@ -1,0 +1,238 @@
+"""What was handed in: the bundles in a tree of folders and zips, and a line for everything else in it."""
+
+import re
+import stat
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+from lab.bundle import KINDS, STUDENT_ID
+from lab.errors import InputError
+from lab.files import sha256
+
+TAKEN = f"(?P<kind>{'|'.join(KINDS)}|ipynb)"
+EXACT = re.compile(rf"(?P<id>{STUDENT_ID})_Lab8_Homework\.{TAKEN}")
+# A learning platform puts its own words before a name: mei_118_9981_0812345_Lab8_Homework.pdf
+FLAT = re.compile(rf"(?P<who>[^_ -]+)[_ -](?:.*[_ -])?(?P<id>[A-Za-z0-9]+)_Lab8_Homework\.{TAKEN}")
+NEAR = re.compile(r"lab[ _-]?8.*\.(pdf|pyw?|pth?|ipynb)|.*\.pth", re.IGNORECASE)
+ARCHIVES = (".rar", ".7z", ".tar", ".gz", ".tgz", ".xz", ".bz2")
+MAX_BUNDLES = 1000
+MAX_FILE, MAX_UNPACKED = 2**31, 2**34  # bytes
+MAX_ENTRIES, MAX_DEPTH = 20_000, 3  # of a zip; zips within zips
+
+
+class Files(NamedTuple):
+    """A bundle as it was found."""
+
+    student_id: str
+    place: str  # where, for messages
+    paths: dict  # {"pdf": Path, "py": Path, "pth": Path, "ipynb": Path}, those that are there
+    run: Path | None = None  # the run folder beside them
+
+
+class Line(NamedTuple):
+    """What is said of something that is no bundle."""
+
+    place: str
+    text: str
+    fails: bool = True
+
+
+class Entry(NamedTuple):
+    """A file: the place of its folder, its name, and where it can be read, if it can."""
+
+    place: str
+    name: str
+    path: Path | None
+
+
+class HandedIn(NamedTuple):
+    bundles: list
+    lines: list
+
+
+def printable(text, most=200):
+    """Text of strangers as it may be shown: one line, no control characters, not too long."""
+    shown = "".join(c if c.isprintable() else "?" for c in str(text))
+    return shown if len(shown) <= most else shown[: most - 3] + "..."
+
+
+class Tree:
+    """Collects entries and lines; unpacks zips to numbered folders under `scratch`."""
+
+    def __init__(self, scratch):
+        self.scratch, self.entries, self.lines = scratch, [], []
+        self.unpacked = self.zips = 0
+
+    def say(self, place, text, fails=True):
+        self.lines.append(Line(str(place), text, fails))
+
+    def walk(self, top):
+        """A folder's files. Links are named and not followed; a run's own folders beside a bundle are its."""
+        waiting = [top]
+        while waiting:
+            folder = waiting.pop(0)
+            try:
+                content = sorted(folder.iterdir())
+            except OSError as error:
+                self.say(folder, f"cannot be read ({error.strerror})")
+                continue
+            bundle = any(EXACT.fullmatch(path.name) for path in content)
+            for path in content:
+                if path.is_symlink():
+                    self.say(path, "a link, which is not followed")
+                elif path.name.startswith(".") or path.name == "__MACOSX":
+                    self.say(path, "hidden, passed over", fails=False)
+                elif path.is_dir() and bundle and path.name in ("run", "latex"):
+                    self.say(path, "of the bundle beside it, not read", fails=False)
+                elif path.is_dir():
+                    waiting.append(path)
+                elif path.is_file():
+                    self.add(str(folder), path.name, path)
+                else:
+                    self.say(path, "not a regular file")
+            if not content and folder != top:
+                self.say(folder, "an empty folder")
+
+    def add(self, place, name, path, depth=0):
+        """A file that can be read; a zip is opened."""
+        if name.lower().endswith(".zip"):
+            self.unzip(f"{place}/{name}", path, depth)
+        else:
+            self.entries.append(Entry(place, name, path))
+
+    def unzip(self, shown, path, depth):
+        """The entries of a zip. Only bundle files and zips are unpacked, under names of ours."""
+        if depth == MAX_DEPTH:
+            self.say(shown, "a zip too deep in others")
+            return
+        self.zips += 1
+        folder, before = self.scratch / f"zip{self.zips}", len(self.entries) + len(self.lines)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if len(archive.infolist()) > MAX_ENTRIES:
+                    raise ValueError(f"more than {MAX_ENTRIES} entries")
+                for i, entry in enumerate(archive.infolist()):
+                    self._entry(archive, entry, shown, folder / f"{i}", depth)
+        except (OSError, ValueError, RuntimeError, NotImplementedError, EOFError, MemoryError) as error:
+            self.say(shown, f"cannot be opened as a zip ({error})")
+        except (zipfile.BadZipFile, zlib.error) as error:
+            self.say(shown, f"a damaged zip ({error})")
+        if before == len(self.entries) + len(self.lines):
+            self.say(shown, "an empty zip")
+
+    def _entry(self, archive, entry, shown, folder, depth):
+        *parents, name = entry.filename.replace("\\", "/").split("/")
+        place = f"{shown}:{'/'.join(parents)}" if parents else shown
+        if not name:  # a folder
+            return
+        if name.startswith(".") or "__MACOSX" in parents:
+            self.say(f"{place}/{name}", "hidden, passed over", fails=False)
+            return
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            self.say(f"{place}/{name}", "a link, which is not followed")
+            return
+        match, target = EXACT.fullmatch(name) or FLAT.fullmatch(name), None
+        if match or name.lower().endswith(".zip"):
+            self.unpacked += entry.file_size
+            if entry.file_size > MAX_FILE or self.unpacked > MAX_UNPACKED:
+                self.unpacked -= entry.file_size
+                self.say(f"{place}/{name}", f"too large to unpack ({entry.file_size / 1e9:.1f} GB)")
+                return
+            folder.mkdir(parents=True)
+            target = folder / (f"file.{match['kind']}" if match else "file.zip")
+            try:
+                with archive.open(entry) as source, open(target, "wb") as file:
+                    while chunk := source.read(2**20):  # zipfile ends an entry at the size that it states
+                        file.write(chunk)
+            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+                self.say(f"{place}/{name}", f"cannot be unpacked ({error})")
+                return
+        self.add(place, name, target, depth + 1)
+
+
+def _group(entries):
+    """({(place, id): {kind: Entry}}, entries that belong to none)."""
+    exact, flat, left = {}, {}, []
+    for entry in entries:
+        if match := EXACT.fullmatch(entry.name):
+            exact.setdefault((entry.place, match["id"]), {})[match["kind"]] = entry
+        elif match := FLAT.fullmatch(entry.name):
+            flat.setdefault((entry.place, match["who"], match["id"]), {})[match["kind"]] = entry
+        else:
+            left.append(entry)
+    # A name alone under its whole id may be one with a platform's words before it.
+    for key, kinds in list(exact.items()):
+        (kind, entry), *more = kinds.items()
+        if not more and (match := FLAT.fullmatch(entry.name)):
+            flat.setdefault((entry.place, match["who"], match["id"]), {}).setdefault(kind, entry)
+    for (place, _, student_id), kinds in flat.items():
+        whole = [key for key, found in exact.items() for e in kinds.values() if e in found.values()]
+        if len(kinds) > 1 or not whole:
+            exact.setdefault((place, student_id), {}).update(kinds)
+            for key in whole:
+                del exact[key]
+    return exact, left
+
+
+def _lines_of(left, found):
+    """A line for each folder's files that are of no bundle."""
+    folders = {}
+    with_bundle = {place for place, _ in found}
+    for entry in left:
+        if NEAR.fullmatch(entry.name) or NEAR.search(entry.name):
+            wanted = "nearly the name of a bundle's file: <id>_Lab8_Homework.pdf, .py, .pth"
+            yield Line(f"{entry.place}/{entry.name}", wanted)
+        elif entry.name.lower().endswith(ARCHIVES):
+            yield Line(f"{entry.place}/{entry.name}", "an archive that is not opened here: unpack it")
+        else:
+            folders.setdefault(entry.place, []).append(entry.name)
+    for place, names in folders.items():
+        shown = ", ".join(printable(name, 60) for name in names[:20]) + ", ..." * (len(names) > 20)
+        if place in with_bundle:
+            yield Line(place, f"beside the bundle: {shown}", fails=False)
+        else:
+            yield Line(place, f"no bundle in it: {shown}")
+
+
+def find_bundles(path, scratch):
+    """All HandedIn at `path`: a folder of one or many, or a zip of one or many, zips in folders and zips too.
+
+    InputError if there is nothing at `path`, or no bundle in it.
+    """
+    path, tree = Path(path), Tree(scratch)
+    if path.is_dir():
+        tree.walk(path)
+    elif path.is_file() and zipfile.is_zipfile(path):
+        tree.unzip(str(path), path, 0)
+    else:
+        fault = (
+            "name a bundle's folder, a folder of many, or a zip"
+            if path.exists()
+            else "there is no such folder or zip"
+        )
+        raise InputError(f"--verify {path}: {fault}")
+    found, left = _group(tree.entries)
+    if not found and path.is_dir() and not tree.lines and not left:
+        raise InputError(f"--verify {path}: it is empty")
+    if len(found) > MAX_BUNDLES:
+        raise InputError(f"--verify {path}: more than {MAX_BUNDLES} bundles; give a part of them")
+    bundles = []
+    for (place, student_id), kinds in sorted(found.items(), key=lambda item: (item[0][1], item[0][0])):
+        paths = {kind: entry.path for kind, entry in kinds.items()}
+        run = next(iter(paths.values())).parent / "run"
+        bundles.append(
+            Files(student_id, place, paths, run if run.is_dir() and not run.is_symlink() else None)
+        )
+    # The upload zip beside its own three files is no second bundle, unless it holds other files.
+    for bundle in [b for b in bundles if b.place.endswith(".zip")]:
+        beside = [
+            b
+            for b in bundles
+            if b.student_id == bundle.student_id and b.place == str(Path(bundle.place).parent)
+        ]
+        if beside and all(kind in beside[0].paths and sha256(p) == sha256(beside[0].paths[kind])
+                          for kind, p in bundle.paths.items()):  # fmt: skip
+            bundles.remove(bundle)
+    return HandedIn(bundles, [*tree.lines, *_lines_of(left, found)])
