@@ -258,8 +258,8 @@ def _worth_saying(entry):
 
 
 def carried(record, run, answers_folder=None):
-    """{name: bytes} of what the PDF carries, so that it can be drawn again from it, the images and the weights:
-    the record, the log, and the student's answers, look-ups done, with their pictures."""
+    """{name: bytes} of what the PDF carries, so that with images and weights it can be drawn again: the
+    record, the log, and the student's answers, look-ups done, with their pictures."""
     files = {name: digest for name, digest in record.files.items() if not name.endswith(".pdf")}
     found = {
         "record.json": as_json(dataclasses.replace(record, files=files)).encode(),

@@ -22,21 +22,22 @@ from lab import inspection, intake
 from lab.bundle import bundle_names
 from lab.errors import InputError
 from lab.files import place, sha256
-from lab.recipe import Recipe, load_recipe
-from lab.record import SCHEMA, Record, Results, Shown
+from lab.recipe import load_recipe
+from lab.record import SCHEMA, DataFacts, Record, Results, Shown
 from lab.scores import score
 from lab.stages import describe_model
 from report.answers import ANSWERS, FILLED, QUESTIONS
 from report.submission import assemble_submission
-from verify.code import Code, read_bounded, read_code
+from verify.code import read_bounded, read_code
 from verify.pages import PDF_BYTES, carried_files, compare_pages, open_pdf
 
 HOLDS, EDITED = "holds", "holds, code edited"
 FAILED, OTHER_MODEL = "FAILED", "not evaluated: the model was changed"
 MEMORY = 8 * 2**30  # bytes of data of a process that checks a bundle
 BATCH = 256
+WEIGHTS_BYTES = 2**31
 # Figures that another machine's rounding moves, and how far; all others follow from whole numbers.
-ROUNDED = {"loss", "test_loss", "ece", "confidence", "confidences", "mean", "least", "most", "even"}
+ROUNDED = {"loss", "ece", "confidence", "confidences", "mean", "least", "most", "even"}
 NEAR = 2e-4
 
 
@@ -90,6 +91,7 @@ def check(bundle, work):
 def _check(bundle, work, run, verdict):
     """Fill the verdict; `run` is an empty folder. InputError where no more can be checked."""
     code = _check_code(bundle, verdict)
+    weights, verdict.weights = load_weights(bundle.paths["pth"])
     pdf = open_pdf(read_bounded(bundle.paths["pdf"], PDF_BYTES))
     record, log = read_carried(pdf, run)
     verdict.name = record.student.name or ""
@@ -101,7 +103,7 @@ def _check(bundle, work, run, verdict):
     if verdict.reasons:  # another student's, or other settings: no figure would tell more
         return
     images, own = read_images(bundle, work, code.submission.recipe, run, verdict)
-    model, verdict.weights = load_model(bundle.paths["pth"], code.submission.recipe, len(images.test.classes))
+    model = fit_model(weights, code.submission.recipe, len(images.test.classes))
     measured = measure(model, images, code.submission.recipe, record, run)
     results = measured.results
     verdict.correct, verdict.total, verdict.loss = results.correct, results.total, results.loss
@@ -126,13 +128,11 @@ def _check_code(bundle, verdict):
     if code.diff:
         lines = sum(line[0] in "+-" for line in code.diff[2:])
         verdict.remarks.append(f"{lines} lines of code differ from what this project writes")
-    recipe, template = code.submission.recipe.as_dict(), load_recipe("assignment").as_dict()
-    if recipe["split_seed"] != template["split_seed"]:
-        seeds = f"split seed {recipe['split_seed']}, where the assignment has {template['split_seed']}"
-        verdict.remarks.append(seeds)
-    verdict.settings = " ".join(
-        f"{name}={value}" for name, value in recipe.items() if value != template[name]
-    )
+    template = load_recipe("assignment").as_dict()
+    changed = {n: v for n, v in code.submission.recipe.as_dict().items() if v != template[n]}
+    verdict.settings = " ".join(f"{name}={value}" for name, value in changed.items())
+    if seed := changed.get("split_seed"):
+        verdict.remarks.append(f"split seed {seed}, where the assignment has {template['split_seed']}")
     return code
 
 
@@ -190,13 +190,10 @@ def _check_answers(run, code, verdict):
         if own.is_file():
             verdict.own.append(number)
         texts[key] = (own if own.is_file() else ANSWERS / f"{key}.md").read_bytes().strip()
-    there = [
-        {*needed} <= code.names
-        for needed in (("train_epoch", "fit"), ("evaluate",), ("plot_confusion_matrix",))
-    ]
-    answered = [bool(texts[key]) for key in ("q06", "q07", "q08", "q09")]
-    tens = all(texts[key] for key in texts if key.startswith("q10"))
-    verdict.rubric = [not code.model_changed, *there, False, *answered, tens]
+    there = [name in code.names for name in ("fit", "evaluate", "plot_confusion_matrix")]
+    points = ("q06", "q07", "q08", "q09", "q10")
+    answered = [all(text for key, text in texts.items() if key.startswith(point)) for point in points]
+    verdict.rubric = [not code.model_changed, *there, False, *answered]
 
 
 # What is computed anew
@@ -234,30 +231,37 @@ def read_images(bundle, work, recipe, run, verdict):
     return images, own
 
 
-def load_model(path, recipe, num_classes):
-    """(our ViT with a .pth's weights, their digest). InputError where they are not such a model's."""
-    with torch.device("meta"):  # no memory: the file tells first whether that is worth it
-        needed = sum(p.numel() for p in train.make_model(recipe, num_classes).parameters()) * 4
+def load_weights(path):
+    """({name: tensor} of a .pth, their digest). InputError where it is no plain state_dict."""
     try:
         with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-            plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise InputError(f"the .pth is no file of torch.save ({error})") from None
-    if not plain or not needed <= size <= 2 * needed + 2**20:
-        said = f"its {size} bytes are not a model of {needed // 4} parameters"
-        raise InputError(f"the .pth does not fit the settings in the code: {said}")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        model = train.make_model(recipe, num_classes)
-        model.load_state_dict(weights)
-    except Exception as error:  # pickles and shapes of strangers
+            entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed")
+        if sum(entry.file_size for entry in entries) > WEIGHTS_BYTES:
+            raise ValueError("it is too large")
+        weights, digest = torch.load(path, map_location="cpu", weights_only=True), hashlib.sha256()
+        for name, tensor in weights.items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    except Exception as error:  # pickles of strangers
         said = " ".join(str(error).split())[:160]
-        raise InputError(f"the .pth is not plain weights of this model ({said})") from None
-    digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
-    return model, digest.hexdigest()
+        raise InputError(f"the .pth is not plain weights of torch.save ({said})") from None
+    return weights, digest.hexdigest()
+
+
+def fit_model(weights, recipe, num_classes):
+    """Our ViT with these weights. InputError where they are not such a model's."""
+    with torch.device("meta"):  # no memory: is it as large as the weights?
+        needed = sum(p.numel() for p in train.make_model(recipe, num_classes).parameters())
+    if (there := sum(tensor.numel() for tensor in weights.values())) != needed:
+        raise InputError(f"the .pth has {there} parameters, the settings in the code make {needed}")
+    model = train.make_model(recipe, num_classes)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:160]
+        raise InputError(f"the .pth does not fit the settings in the code ({said})") from None
+    return model
 
 
 def measure(model, images, recipe, record, run):
@@ -279,21 +283,24 @@ def measure(model, images, recipe, record, run):
 
 def agree(stated, measured, path=""):
     """(value, [(path, stated, measured)] that differ): what was stated, where rounding explains it."""
-    name = path.rpartition(".")[2]
     if isinstance(measured, dict) and isinstance(stated, dict) and stated.keys() == measured.keys():
-        parts = {key: agree(stated[key], measured[key], f"{path}.{key}") for key in measured}
-        return {key: part[0] for key, part in parts.items()}, [d for part in parts.values() for d in part[1]]
+        pairs = {key: agree(stated[key], value, f"{path}.{key}") for key, value in measured.items()}
+        return {key: part[0] for key, part in pairs.items()}, [d for part in pairs.values() for d in part[1]]
     if (
         isinstance(measured, list | tuple)
         and isinstance(stated, list | tuple)
         and len(stated) == len(measured)
     ):
-        parts = [agree(*both, path) for both in zip(stated, measured)]
-        return [part[0] for part in parts], [d for part in parts for d in part[1]]
+        pairs = [agree(*both, path) for both in zip(stated, measured)]
+        return [part[0] for part in pairs], [d for part in pairs for d in part[1]]
     if isinstance(measured, float) and isinstance(stated, float):
-        near = NEAR * (1 + abs(measured)) if name in ROUNDED else 1e-9
+        near = NEAR * (1 + abs(measured)) if path.rpartition(".")[2] in ROUNDED else 1e-9
         return (stated, []) if abs(stated - measured) <= near else (measured, [(path, stated, measured)])
     return measured, [] if stated == measured else [(path, stated, measured)]
+
+
+FROM_USER = ("source", "name", "choices")  # facts of the data that the images do not tell
+FROM_SPLIT = ("classes", "counts", "split", "fingerprint", "pixel_range")  # those that a run's split tells
 
 
 def _agree_on(record, measured, own, log, verdict):
@@ -303,41 +310,36 @@ def _agree_on(record, measured, own, log, verdict):
     """
     values, different = {}, []
     for part, kind in (("results", Results), ("shown", Shown)):
-        stated, found = (msgspec.to_builtins(getattr(r, part)) for r in (record, measured))
-        value, unlike = agree(stated, found, part)
+        value, unlike = agree(*(msgspec.to_builtins(getattr(r, part)) for r in (record, measured)))
         values[part], different = msgspec.convert(value, kind), different + unlike
-    names = ["classes", "counts", "split", "fingerprint", "pixel_range"]
-    facts = dataclasses.replace(
-        measured.data, **{n: getattr(record.data, n) for n in ("source", "name", "choices")}
-    )
-    facts.demonstration |= record.data.demonstration
-    if own:
-        facts = record.data
-    else:
-        names += [
-            n for n in type(facts).__dataclass_fields__ if n not in ("source", "name", "choices", *names)
-        ]
-    found = measured.data if own else facts
-    for name in names:
-        if msgspec.to_builtins(getattr(record.data, name)) != msgspec.to_builtins(getattr(found, name)):
-            verdict.reasons.append(f"the images are others than the report's, or read otherwise ({name})")
-            break
-    if record.model.parameters != measured.model.parameters:
-        different.append(("parameters", record.model.parameters, measured.model.parameters))
-    last, epochs = record.training.history[-1:], record.recipe.values.epochs
-    trained = [(row.test_loss, row.test_accuracy) for row in last]
-    ended = [line for line in log.splitlines() if line.startswith("Average test loss")][-1:]
-    wanted = f"Average test loss: {record.results.loss:.4f} Accuracy: {record.results.correct}/{record.results.total}"
-    if len(record.training.history) != epochs or not ended or not ended[0].startswith(wanted):
-        verdict.reasons.append("the training log in the PDF does not end with the report's figures")
-    elif agree(trained[0][0], measured.results.loss, "loss")[1] or trained[0][1] != measured.results.accuracy:
-        verdict.reasons.append("the training curve in the PDF does not end with the report's figures")
-    for path, stated, found in different[:4]:
-        verdict.reasons.append(
-            f"{path.partition('.')[2] or path}: measured {_short(found)}, the PDF states {_short(stated)}"
-        )
+    stated, found = (msgspec.to_builtins(r.data) for r in (record, measured))
+    found["demonstration"] |= stated["demonstration"]
+    found |= {name: stated[name] for name in (FROM_USER if not own else stated.keys() - set(FROM_SPLIT))}
+    if other := [name for name in found if found[name] != stated[name]]:
+        verdict.reasons.append(f"the images are others than the report's, or read otherwise ({other[0]})")
+    counted = record.model.parameters, measured.model.parameters
+    different += [("parameters", *counted)] if counted[0] != counted[1] else []
+    _check_training(record, measured, log, verdict)
+    for path, said, value in different[:4]:
+        verdict.reasons.append(f"{path.lstrip('.')}: measured {_short(value)}, the PDF states {_short(said)}")
     verdict.reasons += [f"{len(different) - 4} other figures differ"] * (len(different) > 4)
-    return dataclasses.replace(measured, data=facts, **values)
+    return dataclasses.replace(measured, data=msgspec.convert(found, DataFacts), **values)
+
+
+def _check_training(record, measured, log, verdict):
+    """Reasons where the log and the curve, which cannot be measured again, end with other figures."""
+    results, history = record.results, record.training.history
+    wanted = f"Average test loss: {results.loss:.4f} Accuracy: {results.correct}/{results.total}"
+    ended = [line for line in log.splitlines() if line.startswith("Average test loss")]
+    if len(ended) != record.recipe.values.epochs or not ended[-1].startswith(wanted):
+        verdict.reasons.append("the training log in the PDF does not end with the report's figures")
+    accuracy = measured.results.accuracy
+    if (
+        len(history) != len(ended)
+        or abs(history[-1].test_loss - results.loss) > NEAR
+        or history[-1].test_accuracy != accuracy
+    ):
+        verdict.reasons.append("the training curve in the PDF does not end with the report's figures")
 
 
 def _short(value):

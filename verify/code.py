@@ -1,4 +1,4 @@
-"""The submitted code, read as text and never run: its settings, and where it is not what this project writes."""
+"""The submitted code, read as text and never run: its settings, and where it is not our text for them."""
 
 import ast
 import difflib

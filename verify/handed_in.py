@@ -163,7 +163,7 @@ def _group(entries):
         else:
             left.append(entry)
     # A name alone under its whole id may be one with a platform's words before it.
-    for key, kinds in list(exact.items()):
+    for kinds in list(exact.values()):
         (kind, entry), *more = kinds.items()
         if not more and (match := FLAT.fullmatch(entry.name)):
             flat.setdefault((entry.place, match["who"], match["id"]), {}).setdefault(kind, entry)
@@ -207,32 +207,21 @@ def find_bundles(path, scratch):
     elif path.is_file() and zipfile.is_zipfile(path):
         tree.unzip(str(path), path, 0)
     else:
-        fault = (
-            "name a bundle's folder, a folder of many, or a zip"
-            if path.exists()
-            else "there is no such folder or zip"
-        )
-        raise InputError(f"--verify {path}: {fault}")
+        wanted = "name a bundle's folder, a folder of many, or a zip"
+        raise InputError(f"--verify {path}: {wanted if path.exists() else 'there is no such folder or zip'}")
     found, left = _group(tree.entries)
-    if not found and path.is_dir() and not tree.lines and not left:
+    if not found and not tree.lines and not left:
         raise InputError(f"--verify {path}: it is empty")
     if len(found) > MAX_BUNDLES:
         raise InputError(f"--verify {path}: more than {MAX_BUNDLES} bundles; give a part of them")
     bundles = []
-    for (place, student_id), kinds in sorted(found.items(), key=lambda item: (item[0][1], item[0][0])):
+    for (place, student_id), kinds in sorted(found.items(), key=lambda item: item[0][::-1]):
         paths = {kind: entry.path for kind, entry in kinds.items()}
+        # The upload zip beside its own three files is no second bundle, unless it holds other files.
+        beside = found.get((str(Path(place).parent), student_id), {}) if place.endswith(".zip") else {}
+        if all(kind in beside and sha256(path) == sha256(beside[kind].path) for kind, path in paths.items()):
+            continue
         run = next(iter(paths.values())).parent / "run"
-        bundles.append(
-            Files(student_id, place, paths, run if run.is_dir() and not run.is_symlink() else None)
-        )
-    # The upload zip beside its own three files is no second bundle, unless it holds other files.
-    for bundle in [b for b in bundles if b.place.endswith(".zip")]:
-        beside = [
-            b
-            for b in bundles
-            if b.student_id == bundle.student_id and b.place == str(Path(bundle.place).parent)
-        ]
-        if beside and all(kind in beside[0].paths and sha256(p) == sha256(beside[0].paths[kind])
-                          for kind, p in bundle.paths.items()):  # fmt: skip
-            bundles.remove(bundle)
+        own = run.is_dir() and not run.is_symlink()
+        bundles.append(Files(student_id, place, paths, run if own else None))
     return HandedIn(bundles, [*tree.lines, *_lines_of(left, found)])

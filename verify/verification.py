@@ -6,13 +6,11 @@ Each is checked in a process of its own (check.py) with a time limit; what is sa
 import multiprocessing
 import os
 import tempfile
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab import intake
 from lab.bundle import KINDS, bundle_names
-from lab.errors import InputError
 from lab.files import write_csv, write_whole
 from lab.limits import LIMITS
 from verify.check import EDITED, FAILED, HOLDS, Verdict, Work, check, check_apart
@@ -87,21 +85,15 @@ def check_all(bundles, work, jobs, screen):
 
 def compare_bundles(verdicts):
     """Name on both what two bundles have in common that they should not."""
-    ids = Counter(v.student_id for v in verdicts)
     for v in verdicts:
-        if ids[v.student_id] > 1:
-            others = ", ".join(
-                printable(o.place) for o in verdicts if o.student_id == v.student_id and o is not v
-            )
-            v.reasons.append(f"there is another bundle of this id: {others}")
+        others = [o for o in verdicts if o is not v]
+        if again := [printable(o.place) for o in others if o.student_id == v.student_id]:
+            v.reasons.append(f"there is another bundle of this id: {', '.join(again)}")
             v.word = FAILED
-        for what in ("weights", "code"):
-            digest = getattr(v, what)
-            same = {o.student_id for o in verdicts if digest and getattr(o, what) == digest} - {v.student_id}
-            if same:
-                v.remarks.append(
-                    f"the same {'edited code' if what == 'code' else what} as {', '.join(sorted(same))}"
-                )
+        for what, words in (("weights", "weights"), ("code", "edited code")):
+            same = {o.student_id for o in others if getattr(v, what) and getattr(o, what) == getattr(v, what)}
+            if same := sorted(same - {v.student_id}):
+                v.remarks.append(f"the same {words} as {', '.join(same)}")
 
 
 def _show(verdict, screen):
@@ -166,15 +158,11 @@ def verify_all(path, source, screen, *, limits=LIMITS, jobs=1, diff=None, table=
 
 
 def _write_diffs(folder, verdicts):
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--diff {folder}: {error.strerror}") from None
+    """Write what was edited in each code to a file of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
     for number, verdict in enumerate(verdicts, 1):
         if verdict.diff:
-            again = sum(v.student_id == verdict.student_id for v in verdicts) > 1
-            name = f"{verdict.student_id}{f'-{number}' if again else ''}.diff"
-            write_whole(folder / name, "\n".join(verdict.diff) + "\n")
+            write_whole(folder / f"{verdict.student_id}-{number}.diff", "\n".join(verdict.diff) + "\n")
 
 
 def verify_own(folder, student_id, screen):
