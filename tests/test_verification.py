@@ -90,6 +90,9 @@ class Doctored:
         change(self.record)
         self.attach("record.json", as_json(self.record).encode())
 
+    def carry(self, name, content):
+        self.change_pdf(lambda writer: writer.add_attachment(name, content))
+
     def paint(self, page, operators):
         def change(writer):
             stream = StreamObject()
@@ -240,14 +243,16 @@ DOCTORED = {
         FAILED, "(fingerprint)"),
     "false notes": (lambda b: b.state(lambda r: r.data.notes.append("100 %")), FAILED, "(notes)"),
     "a better curve": (lambda b: b.state(lambda r: edit_last(r, test_loss=0.001)),
-        FAILED, "curve in the PDF"),
+        FAILED, "log and curve"),
     "another log": (lambda b: b.attach("training.log", b"Average test loss: 0.1\n"),
-        FAILED, "log in the PDF"),
+        FAILED, "log and curve"),
     "a false sentence": (lambda b: b.paint(2, TRUE), FAILED, "page 3 of the PDF"),
     "an overlay": (lambda b: b.paint(0, f"1 g 60 560 200 90 re f 0 g {TRUE}"), FAILED, "page 1 of the PDF"),
     "a covered digit": (lambda b: b.paint(0, "1 g 80 620 8 12 re f"), FAILED, "page 1 of the PDF"),
     "a note on a page": (lambda b: b.change_pdf(annotate), FAILED, "page 2 of the PDF"),
     "a form": (lambda b: b.change_pdf(add_form), FAILED, "the PDF has a form"),
+    "a template": (lambda b: b.carry("answers/q06.md", b"{{ 7 * 7 }}"), HOLDS, ""),
+    "carried elsewhere": (lambda b: b.carry("answers/../../ran.txt", b"x"), HOLDS, ""),
     "a page less": (lambda b: b.change_pdf(lambda w: w.remove_page(3)), FAILED, "pages, not"),
 }  # fmt: skip
 
@@ -356,6 +361,25 @@ def test_a_class_gets_a_line_for_each_thing_and_a_table(handed, bundle, tmp_path
     assert [first[f"point {n}"] for n in range(1, 11)] == ["yes"] * 10
     assert first["own answers"] == "as shipped" and first["remarks"] == "the same weights as 777"
     assert second["verdict"] == "FAILED" and "student 0812345" in second["reason"]
+
+
+def test_names_with_a_platforms_words_are_put_together(tmp_path):
+    for name in (
+        "group_7",
+        "lin_118_assign_0812345",
+        "Lab 8_99_attempt_2026-11-24_5",
+        "mei_1_2_6",
+        "mei_LATE_1_3_6",
+    ):
+        for kind in ("pdf", "py") if "mei" not in name else (("py",) if "LATE" in name else ("pdf",)):
+            student = name if name == "group_7" else name.rpartition("_")[2]
+            (tmp_path / f"{name}_Lab8_Homework.{kind}").write_text(f"W = '{student}_Lab8_Homework.pth'")
+    bundles, lines = handed_in.find_bundles(tmp_path, tmp_path)
+    both = ["pdf", "py"]
+    assert {b.student_id: sorted(b.paths) for b in bundles} == {
+        i: both for i in ("group_7", "0812345", "5", "6")
+    }
+    assert len(bundles) == 4 and not lines
 
 
 def test_two_bundles_of_one_id_and_shared_edits_are_named_on_both():

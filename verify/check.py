@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import os
 import pickle
+import re
 import tempfile
 import zipfile
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from lab.recipe import load_recipe
 from lab.record import SCHEMA, DataFacts, Record, Results, Shown
 from lab.scores import score
 from lab.stages import describe_model
-from report.answers import ANSWERS, FILLED, QUESTIONS
+from report.answers import ANSWERS, FILLED, QUESTIONS, own_answers
 from report.submission import assemble_submission
 from verify.code import read_bounded, read_code
 from verify.pages import PDF_BYTES, carried_files, compare_pages, open_pdf
@@ -96,7 +97,7 @@ def _check(bundle, work, run, verdict):
     record, log = read_carried(pdf, run)
     verdict.name = record.student.name or ""
     _check_stated(record, code, bundle, verdict)
-    _check_answers(run, code, verdict)
+    _check_rubric(run, code, verdict)
     if code.model_changed:
         verdict.word = OTHER_MODEL
         raise InputError(f"{', '.join(code.model_changed)} in the code differ from this project's")
@@ -109,6 +110,8 @@ def _check(bundle, work, run, verdict):
     verdict.correct, verdict.total, verdict.loss = results.correct, results.total, results.loss
     verdict.parameters = measured.model.parameters
     agreed = _agree_on(record, measured, own, log, verdict)
+    mine = own_answers(agreed, run / "answers")
+    verdict.own = [number for key, number, _ in QUESTIONS if key in mine]
     if not verdict.reasons:
         verdict.reasons += compare_pages(pdf, open_pdf(draw(agreed, run)))
     drawn = not verdict.reasons
@@ -131,8 +134,10 @@ def _check_code(bundle, verdict):
     template = load_recipe("assignment").as_dict()
     changed = {n: v for n, v in code.submission.recipe.as_dict().items() if v != template[n]}
     verdict.settings = " ".join(f"{name}={value}" for name, value in changed.items())
-    if seed := changed.get("split_seed"):
-        verdict.remarks.append(f"split seed {seed}, where the assignment has {template['split_seed']}")
+    if "split_seed" in changed:
+        verdict.remarks.append(
+            f"split seed {changed['split_seed']}, where the assignment has {template['split_seed']}"
+        )
     return code
 
 
@@ -151,7 +156,9 @@ def read_carried(pdf, run):
     (run / "answers").mkdir()
     for name, content in files.items():
         target = (run / name).resolve()
-        if name.startswith("answers/") and target.is_relative_to(run.resolve() / "answers"):
+        # An answer whose look-ups are still to be done is a template: none of a stranger's is filled here.
+        template = name.lower().endswith(".md") and not name.endswith(FILLED)
+        if target.is_relative_to(run.resolve() / "answers") and not template:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
     (run / "training.log").write_text(log, encoding="utf-8")
@@ -182,13 +189,11 @@ def _check_stated(record, code, bundle, verdict):
         verdict.remarks.append(f"its record says how the images are to be read: {flags}")
 
 
-def _check_answers(run, code, verdict):
-    """Note which answers are the student's own, and which points of the rubric are there."""
+def _check_rubric(run, code, verdict):
+    """Note which points of the rubric are there; 4 and 5 hold once the pages do."""
     texts = {}
-    for key, number, _ in QUESTIONS:
+    for key, *_ in QUESTIONS:
         own = run / "answers" / f"{key}{FILLED}"
-        if own.is_file():
-            verdict.own.append(number)
         texts[key] = (own if own.is_file() else ANSWERS / f"{key}.md").read_bytes().strip()
     there = [name in code.names for name in ("fit", "evaluate", "plot_confusion_matrix")]
     points = ("q06", "q07", "q08", "q09", "q10")
@@ -327,19 +332,18 @@ def _agree_on(record, measured, own, log, verdict):
 
 
 def _check_training(record, measured, log, verdict):
-    """Reasons where the log and the curve, which cannot be measured again, end with other figures."""
-    results, history = record.results, record.training.history
-    wanted = f"Average test loss: {results.loss:.4f} Accuracy: {results.correct}/{results.total}"
-    ended = [line for line in log.splitlines() if line.startswith("Average test loss")]
-    if len(ended) != record.recipe.values.epochs or not ended[-1].startswith(wanted):
-        verdict.reasons.append("the training log in the PDF does not end with the report's figures")
-    accuracy = measured.results.accuracy
-    if (
-        len(history) != len(ended)
-        or abs(history[-1].test_loss - results.loss) > NEAR
-        or history[-1].test_accuracy != accuracy
-    ):
-        verdict.reasons.append("the training curve in the PDF does not end with the report's figures")
+    """A reason where log and curve, which cannot be measured again, differ or end with other figures."""
+    history, results = record.training.history, measured.results
+    scored = re.findall(r"^Average test loss: ([\d.]{1,20}) Accuracy: (\d{1,9})/(\d{1,9})", log, re.MULTILINE)
+    logged = [(float(loss), int(correct) / max(int(total), 1)) for loss, correct, total in scored]
+    shown = [(row.test_loss, row.test_accuracy) for row in history] + [(results.loss, results.accuracy)]
+    same = len(scored) == len(history) == record.recipe.values.epochs
+    for logs, row in zip([*logged, logged[-1] if logged else ()], shown):
+        same = same and abs(logs[0] - row[0]) <= NEAR and abs(logs[1] - row[1]) < 1e-9
+    if not same:
+        verdict.reasons.append(
+            "log and curve of the training in the PDF do not end with the report's figures"
+        )
 
 
 def _short(value):

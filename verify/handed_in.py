@@ -1,9 +1,9 @@
 """What was handed in: the bundles in a tree of folders and zips, and a line for everything else in it."""
 
 import re
+import shutil
 import stat
 import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,9 +115,7 @@ class Tree:
                     raise ValueError(f"more than {MAX_ENTRIES} entries")
                 for i, entry in enumerate(archive.infolist()):
                     self._entry(archive, entry, shown, folder / f"{i}", depth)
-        except (OSError, ValueError, RuntimeError, NotImplementedError, EOFError, MemoryError) as error:
-            self.say(shown, f"cannot be opened as a zip ({error})")
-        except (zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:  # zipfile raises many kinds on what is none
             self.say(shown, f"a damaged zip ({error})")
         if before == len(self.entries) + len(self.lines):
             self.say(shown, "an empty zip")
@@ -142,38 +140,43 @@ class Tree:
                 return
             folder.mkdir(parents=True)
             target = folder / (f"file.{match['kind']}" if match else "file.zip")
-            try:
-                with archive.open(entry) as source, open(target, "wb") as file:
-                    while chunk := source.read(2**20):  # zipfile ends an entry at the size that it states
-                        file.write(chunk)
-            except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-                self.say(f"{place}/{name}", f"cannot be unpacked ({error})")
-                return
+            with archive.open(entry) as source, open(target, "wb") as file:
+                shutil.copyfileobj(source, file)  # zipfile ends an entry at the size that it states
         self.add(place, name, target, depth + 1)
 
 
-def _group(entries):
-    """({(place, id): {kind: Entry}}, entries that belong to none)."""
+def _group(tree):
+    """({(place, id): {kind: Entry}}, entries that belong to none) of a Tree."""
     exact, flat, left = {}, {}, []
-    for entry in entries:
-        if match := EXACT.fullmatch(entry.name):
-            exact.setdefault((entry.place, match["id"]), {})[match["kind"]] = entry
-        elif match := FLAT.fullmatch(entry.name):
-            flat.setdefault((entry.place, match["who"], match["id"]), {})[match["kind"]] = entry
+    for entry in tree.entries:
+        whole, platform = EXACT.fullmatch(entry.name), FLAT.fullmatch(entry.name)
+        if match := whole or platform:
+            key = (entry.place, match["id"]) if whole else (entry.place, platform["id"], platform["who"])
+            kinds = (exact if whole else flat).setdefault(key, {})
+            if match["kind"] in kinds:
+                tree.say(f"{entry.place}/{entry.name}", "a second file of this kind: not read")
+            kinds.setdefault(match["kind"], entry)
         else:
             left.append(entry)
     # A name alone under its whole id may be one with a platform's words before it.
-    for kinds in list(exact.values()):
+    for key, kinds in list(exact.items()):
         (kind, entry), *more = kinds.items()
         if not more and (match := FLAT.fullmatch(entry.name)):
-            flat.setdefault((entry.place, match["who"], match["id"]), {}).setdefault(kind, entry)
-    for (place, _, student_id), kinds in flat.items():
-        whole = [key for key, found in exact.items() for e in kinds.values() if e in found.values()]
-        if len(kinds) > 1 or not whole:
-            exact.setdefault((place, student_id), {}).update(kinds)
-            for key in whole:
-                del exact[key]
+            others = flat.setdefault((entry.place, match["id"], match["who"]), {})
+            if kind not in others:
+                others[kind] = exact.pop(key)[kind]
+    for (place, student_id, who), kinds in flat.items():
+        taken = (place, student_id) in exact
+        exact[f"{place} ({who} ...)" if taken else place, student_id] = kinds
     return exact, left
+
+
+def _own_id(student_id, code):
+    """The id of a bundle: the last part of `student_id` that its code names, where words stand before it."""
+    with open(code, "rb") as file:
+        named = re.search(rb"([A-Za-z0-9_-]+)_Lab8_Homework\.pth", file.read(2**20))
+    named = named[1].decode() if named else student_id
+    return named if student_id.endswith(f"_{named}") else student_id
 
 
 def _lines_of(left, found):
@@ -181,7 +184,7 @@ def _lines_of(left, found):
     folders = {}
     with_bundle = {place for place, _ in found}
     for entry in left:
-        if NEAR.fullmatch(entry.name) or NEAR.search(entry.name):
+        if NEAR.search(entry.name):
             wanted = "nearly the name of a bundle's file: <id>_Lab8_Homework.pdf, .py, .pth"
             yield Line(f"{entry.place}/{entry.name}", wanted)
         elif entry.name.lower().endswith(ARCHIVES):
@@ -209,7 +212,7 @@ def find_bundles(path, scratch):
     else:
         wanted = "name a bundle's folder, a folder of many, or a zip"
         raise InputError(f"--verify {path}: {wanted if path.exists() else 'there is no such folder or zip'}")
-    found, left = _group(tree.entries)
+    found, left = _group(tree)
     if not found and not tree.lines and not left:
         raise InputError(f"--verify {path}: it is empty")
     if len(found) > MAX_BUNDLES:
@@ -223,5 +226,7 @@ def find_bundles(path, scratch):
             continue
         run = next(iter(paths.values())).parent / "run"
         own = run.is_dir() and not run.is_symlink()
+        if code := paths.get("py") or paths.get("ipynb"):
+            student_id = _own_id(student_id, code)
         bundles.append(Files(student_id, place, paths, run if own else None))
     return HandedIn(bundles, [*tree.lines, *_lines_of(left, found)])

@@ -118,7 +118,7 @@ def gradebook(verdicts):
     for v in verdicts:
         figures = [f"{v.correct / v.total:.4f}", f"{v.loss:.4f}", v.parameters] if v.total else [""] * 3
         points = ["" if not v.rubric else "yes" if there else "no" for there in v.rubric or [None] * 10]
-        own = ", ".join(v.own) or ("as shipped" if v.rubric else "")
+        own = ", ".join(v.own) or ("as shipped" if v.total else "")
         row = [v.student_id, v.name, v.word, *figures, v.settings, *points, own]
         cells = [printable(cell, 2000) for cell in (*row, "; ".join(v.remarks), "; ".join(v.reasons))]
         yield [f"'{cell}" if cell[:1] in tuple("=+-@") else cell for cell in cells]
