@@ -31,9 +31,8 @@ def _processes():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (str(ROOT), before))
-    )  # else it finds no module of ours
+    # Else the server finds no module of ours, and each process imports them for itself.
+    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{before}" if before else str(ROOT)
     try:
         forkserver.ensure_running()
     finally:
@@ -101,9 +100,7 @@ def _show(verdict, screen):
     if verdict.reasons:
         said += f": {printable('; '.join(verdict.reasons), 2000)}"
     else:
-        said += (
-            f": {verdict.correct} of {verdict.total} right; the figures and the pages are those of the PDF"
-        )
+        said += f": {verdict.correct} of {verdict.total} right; figures and pages are those of the PDF"
     if verdict.remarks:
         said += f" [{printable('; '.join(verdict.remarks), 1000)}]"
     screen.say(f"{verdict.student_id}  {said} ({printable(verdict.place)})", STYLES.get(verdict.word, "red"))
