@@ -8,11 +8,11 @@ are resized to a square (`Resize(28, 28)` takes the second 28 for the interpolat
 import hashlib
 import random
 import re
-import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from shutil import copyfile
 
 import numpy as np
 import torch
@@ -20,57 +20,60 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-# Folders of a ready-made split, which is pooled and split again.
-SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test", "testing", "images")
+IMAGE_SUFFIXES = [".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm"]
+# A folder of a ready-made split, which is pooled and split again: train, Test, seg_train, images.
+SPLIT = r"(?i)(seg.)?(train(ing)?|val(id(ation)?)?|test(ing)?|pred|ima?ge?s?)(.?(set|images|\d+))*"
 TRAIN_PERCENT = 70
 
 
 def find_images(folder, paths=None):
-    """The images below a folder, or at `paths` relative to it, as sorted (class, name, path) tuples.
+    """The images below a folder, or those of it at `paths`, as sorted (class, name, path) tuples.
 
     The class is the first folder below wrappers and ready-made splits, else in the name ("crazing_12.jpg").
     """
-    paths = Path(folder).rglob("*") if paths is None else [Path(folder) / path for path in paths]
-    folders = {}  # path -> the folders that it stands in
-    for path in sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES):
-        parts = path.relative_to(folder).parts
-        if not any(part.startswith(".") or part == "__MACOSX" for part in parts):  # what systems add
-            folders[path] = parts[:-1]
-    # A folder that all images stand in is a wrapper.
-    while folders and all(folders.values()) and len({parts[0] for parts in folders.values()}) == 1:
-        folders = {path: parts[1:] for path, parts in folders.items()}
-    folders = {path: [p for p in parts if p.lower() not in SPLIT_FOLDERS] for path, parts in folders.items()}
-    # Pictures that lie beside class folders belong to no class.
-    class_of = {path: parts[0] for path, parts in folders.items() if parts}
+    paths = paths or [p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
+    parts_of = {path: path.relative_to(folder).parts for path in sorted(paths)}
+    # What systems add is hidden, or in __MACOSX.
+    parts_of = {p: n for p, n in parts_of.items() if not any(x[0] == "." or x == "__MACOSX" for x in n)}
+    folders = {path: [parts[:i] for i in range(1, len(parts))] for path, parts in parts_of.items()}
+    places = {place for above in folders.values() for place in above}
+    splits = {place for place in places if re.fullmatch(SPLIT, place[-1])}
+    with_classes, with_folders = ({place[:-1] for place in some} for some in (places - splits, places))
+    # "train" is a class beside "bus" and "car", unless folders stand in it.
+    splits -= {place for place in splits if place[:-1] in with_classes and place not in with_folders}
+    folders = {path: [p[-1] for p in above if p not in splits] for path, above in folders.items()}
+    while len({names[0] for names in folders.values() if names}) == 1:  # a wrapper that all stand in
+        folders = {path: names[1:] for path, names in folders.items()}
+    class_of = {path: names[0] for path, names in folders.items() if names}  # not what lies beside them
     if not class_of:
-        names = {path: re.match(r"(.+?)[ _\-(]*\d+\)?$", path.stem) for path in folders}
-        class_of = {path: name[1] for path, name in names.items() if name}
+        found = {path: re.match(r"(.*?[^\W\d_].*?)[ _(-]*\d+\)?$", path.stem) for path in folders}
+        class_of = {path: name[1] for path, name in found.items() if name}
     if len(set(class_of.values())) < 2:
         raise ValueError(f"no two classes in {folder}: put the images of each class in a folder of its name")
     # Pooled train/ and val/ folders may hold the same name twice: then the whole path is the name.
-    seen = Counter((label, path.name) for path, label in class_of.items())
-    whole = {path: "-".join(path.relative_to(folder).parts) for path in class_of}
-    names = {p: p.name if seen[label, p.name] == 1 else whole[p] for p, label in class_of.items()}
-    return sorted((label, names[path], path) for path, label in class_of.items())
+    images = [(label, path.name, path) for path, label in class_of.items()]
+    seen = Counter((label, name) for label, name, _ in images)
+    return sorted((a, b if seen[a, b] == 1 else "-".join(parts_of[p]), p) for a, b, p in images)
 
 
-def decode(path, channels):
+def decode(path, channels, pixel_range=(0, 65535)):
     """The image in a file, upright, 8-bit grey (channels = 1) or RGB (3). A Pillow error if it is broken."""
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
         if file.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel: Pillow would clip, not scale
-            values = np.asarray(image, dtype=np.float64)
-            top = 65535.0 if values.max() > 255 else 255.0  # some hold 8 bits in a wider type
-            image = Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
+            low, high = pixel_range  # of a whole data set, so that a dark picture of a series stays dark
+            values = (np.asarray(image, dtype=np.float32) - low) * (255 / (high - low))
+            image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+        if image.has_transparency_data:  # laid on white paper
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image.convert("L" if channels == 1 else "RGB")
 
 
 def read_pixels(paths, side, channels, decode=decode, store=np.empty):
     """Decode and resize n files -> (pixels, digests, faults).
 
-    pixels: uint8 (n, channels, side, side), made by `store(shape, dtype)`; digests: texts, equal where images
-    are, None for an unreadable file; faults: (path, reason) of these.
+    pixels: uint8 (n, channels, side, side), of `store(shape, dtype)`; digests: texts, equal where images are,
+    None for an unreadable file; faults: (path, reason) of these.
     """
     pixels, faults = store((len(paths), channels, side, side), np.uint8), []
 
@@ -79,8 +82,7 @@ def read_pixels(paths, side, channels, decode=decode, store=np.empty):
             image = decode(paths[i], channels)
             small = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
         except Exception as error:  # a broken image can raise nearly anything out of a decoder
-            reason = f"{type(error).__name__}: {error}".replace(str(paths[i]), paths[i].name)
-            return faults.append((paths[i], reason))
+            return faults.append((paths[i], f"{type(error).__name__}: {error}"))
         pixels[i] = small.reshape(side, side, channels).transpose(2, 0, 1)
         content = f"{image.size}".encode() + image.tobytes()  # at full size, where every difference shows
         return hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -93,8 +95,7 @@ def read_pixels(paths, side, channels, decode=decode, store=np.empty):
 def choose_sides(labels, digests, seed=42):
     """The side of each image, "train" or "test": 70/30 in every class, by a seeded shuffle.
 
-    A class of n images has n * 70 // 100 on the training side. Images of equal digests take the same
-    side, also across classes, so that no test image was trained on. An image without digest has none.
+    Images of equal digests share a side, so that no test image was trained on; one without has no side.
     """
     side_of = {None: None}  # by digest
     for label in sorted(set(labels)):
@@ -131,29 +132,46 @@ class Split(Dataset):
         return self.pixels[self.rows[i]], self.labels[i]
 
 
-def load_data(folder, target, settings, *, paths=None, decode=decode, store=np.empty, copy=shutil.copyfile):
+def make_splits(images, sides, pixels, digests):
+    """The training and the test Split of (class, name, path) tuples on the sides "train", "test" or None."""
+    classes, splits = sorted({label for label, _, _ in images}), []
+    for side in ("train", "test"):
+        rows = [i for i, chosen in enumerate(sides) if chosen == side]
+        labels = torch.tensor([classes.index(images[i][0]) for i in rows])
+        files, marks = [f"{images[i][0]}/{images[i][1]}" for i in rows], [digests[i] for i in rows]
+        splits.append(Split(torch.from_numpy(pixels), torch.tensor(rows), labels, classes, files, marks))
+    return splits
+
+
+def load_data(folder, target, settings, images=None, read=read_pixels, group=None, copy=copyfile):
     """Copy the images below `folder` to `target`/train/<class>/ and test/<class>/, 70/30, and load them.
 
-    Returns (training Split, test Split, [(path, reason)] of unreadable files). The last four arguments go to
-    `find_images`, `read_pixels` and the copying. ValueError as there, and if over 5 % cannot be read.
+    Returns (training Split, test Split, [(path, reason)] of unreadable files). `images`: as of `find_images`;
+    `group(paths, pixels, digests)`: what to split by. ValueError as there, and if over 5 % cannot be read.
     """
-    images = find_images(folder, paths)
-    labels, names, paths = zip(*images)
-    pixels, digests, faults = read_pixels(paths, settings.image_size, settings.channels, decode, store)
+    images = images or find_images(folder)
+    labels, _, paths = zip(*images)
+    pixels, digests, faults = read(paths, settings.image_size, settings.channels)
     if len(faults) * 20 > len(images):  # more than a few are no accident
         count, (path, why) = f"{len(faults)} of {len(images)}", faults[0]
         raise ValueError(f"{count} images cannot be read, the first {path} ({why}): replace or remove them")
-    sides = choose_sides(labels, digests, settings.split_seed)
-    classes, splits = sorted(set(labels)), []
-    for side in ("train", "test"):
-        rows = [i for i, chosen in enumerate(sides) if chosen == side]
-        files = [f"{labels[i]}/{names[i]}" for i in rows]
-        for i, file in zip(rows, files):
-            (Path(target) / side / labels[i]).mkdir(parents=True, exist_ok=True)
-            copy(paths[i], Path(target) / side / file)
-        numbers, marks = torch.tensor([classes.index(labels[i]) for i in rows]), [digests[i] for i in rows]
-        splits.append(Split(torch.from_numpy(pixels), torch.tensor(rows), numbers, classes, files, marks))
-    return *splits, faults
+    sides = choose_sides(labels, group(paths, pixels, digests) if group else digests, settings.split_seed)
+    for (label, name, path), side in zip(images, sides):
+        if side:
+            (Path(target) / side / label).mkdir(parents=True, exist_ok=True)
+            copy(path, Path(target) / side / label / name)
+    return *make_splits(images, sides, pixels, digests), faults
+
+
+def load_split(folder, settings, read=read_pixels):
+    """The training and the test Split of a folder with train/<class>/ and test/<class>/, as they are."""
+    paths = [path for path in Path(folder).glob("*/*/*") if not path.name.startswith(".")]
+    images = sorted((path.parent.name, path.name, path) for path in paths)
+    paths = [path for _, _, path in images]
+    pixels, digests, faults = read(paths, settings.image_size, settings.channels)
+    if faults or not images:
+        raise ValueError(f"put {folder} of the submitted run here, as it is ({faults or 'no images'})")
+    return make_splits(images, [path.parent.parent.name for path in paths], pixels, digests)
 
 
 def augment(images, settings, generator):

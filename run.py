@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 
-from lab.bundle import bundle_names, check_output, lock_folder, staged, zip_bundle
+from lab.bundle import bundle_names, check_output, redrawn, staged, zip_bundle
 from lab.errors import explain
 from lab.options import parse_options
 
@@ -37,10 +37,11 @@ def first_studies(options, precision, screen):
             device=options.device,
             precision=options.precision,
             limits=options.limits,
+            choices=options.choices,
             say=screen.say,
         )
     name = options.recipe_name if recipe == options.recipe else "search"
-    return Start(NamedRecipe(name, recipe), found, precision, options.name)
+    return Start(NamedRecipe(name, recipe), found, precision, options.name, options.choices)
 
 
 def train_and_report(options, screen):
@@ -64,6 +65,7 @@ def train_and_report(options, screen):
         with screen.stage("Training"):
             training, logits = stages.train(setup, checkpoint, staging.run, screen)
         screen.seconds["training"] += earlier
+        staging.trained = True  # what follows can be done again
         with screen.stage("Evaluation"):
             weights = staging.folder / bundle_names(options.student_id)[2]
             results, shown = stages.evaluate(setup, logits, images, start, staging.run, weights, screen)
@@ -83,7 +85,6 @@ def train_and_report(options, screen):
         )
         with screen.stage("Report"):
             report.write_code(record, staging.folder)
-            staging.keep = True  # a fault in the drawing must not cost the trained weights
             draw(record, options, staging.folder, screen)
     return record
 
@@ -103,7 +104,7 @@ def warn(line):
 
 def report_only(options, screen):
     """Draw the PDF of a finished run again -> Record."""
-    with screen.stage("Report"), lock_folder(options.folder):
+    with screen.stage("Report"), redrawn(options.folder, options.student_id) as folder:
         import report
         from lab.record import read_record
         from study import findings
@@ -117,7 +118,7 @@ def report_only(options, screen):
             named = findings.load_findings(options.diary, options.compare)
             record.findings.diary = named.diary if options.diary else record.findings.diary
             record.findings.comparison = named.comparison if options.compare else record.findings.comparison
-        draw(record, options, options.folder, screen)
+        draw(record, options, folder, screen)
     return record
 
 
@@ -162,6 +163,11 @@ def main(argv=None):
             from verify.verification import verify_all
 
             return verify_all(options.verify, options.data, screen, limits=options.limits)
+        if options.check:
+            from lab.stages import check_data
+
+            check_data(options, screen)
+            return 0
         record = (report_only if options.report_only else train_and_report)(options, screen)
         paths, well = finish(record, options, screen)
     except KeyboardInterrupt:

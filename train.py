@@ -89,13 +89,11 @@ def train_epoch(model, optimizer, data_loader, loss_history, *, schedulers=(), s
         scaler.update()  # lower after an overflow, whose step was skipped, and higher after a while
         for scheduler in schedulers:
             scheduler.step()
-
         loss_sum += loss * len(data)  # on the device: reading it each step would make a GPU wait
         if i % math.ceil(len(data_loader) / 6) == 0:
             print(f"[{seen:5d}/{total} ({100 * seen / total:3.0f} %)] Loss: {loss.item():.4f}")
             loss_history.append(loss.item())
         seen += len(data)
-
     if not math.isfinite(loss_sum):
         raise ValueError(f"the training loss became {float(loss_sum)}")
     return float(loss_sum) / total, int(correct) / total

@@ -103,7 +103,6 @@ class ViT(nn.Module):
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', not {pool!r}")
         num_patches, self.pool = (height // p1) * (width // p2), pool
-
         self.to_patch_embedding = nn.Sequential(
             Rearrange("b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=p1, p2=p2),
             nn.Linear(channels * p1 * p2, dim),

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 from lab.errors import InputError
 from lab.files import take_lock, to_disk, write_whole
@@ -85,15 +86,15 @@ def lock_folder(folder):
 
 class Staging:
     """A folder under construction. What is in it after a failure is kept for --resume once an epoch is
-    finished, and published as it is if `keep` was set: weights trained for minutes are worth more
-    than a clean exit."""
+    finished; after `trained` was set, also where the user's input is at fault: weights trained for minutes
+    are worth more than a clean exit."""
 
     def __init__(self, folder):
         self.folder = folder
         self.run = folder / "run"
         self.run.mkdir(exist_ok=True)
         self.checkpoint = self.run / CHECKPOINT
-        self.keep = False
+        self.trained = False
 
 
 @contextlib.contextmanager
@@ -119,17 +120,43 @@ def staged(folder, student_id, resume=False):
             yield staging
             _publish(partial, folder, student_id)
         except BaseException as error:
-            useful = staging.checkpoint.is_file() and (resume or not isinstance(error, InputError))
-            if staging.keep and not folder.exists():
-                _publish(partial, folder, student_id)
-                print(f"run.py: the trained run is kept: add --report-only for {folder}", file=sys.stderr)
-            elif useful:
+            input_error = isinstance(error, InputError) and not staging.trained
+            if staging.checkpoint.is_file() and (resume or not input_error):
                 # A finished bundle of this id is still there, and is replaced only where that is said again.
                 again = f"--student-id {student_id} --resume{' --force' * folder.exists()}"
-                print(f"run.py: {again} goes on from the last epoch", file=sys.stderr)
+                done = "after its training" if staging.trained else "from the last epoch"
+                print(f"run.py: {again} goes on {done}", file=sys.stderr)
             else:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def redrawn(folder, student_id):
+    """A copy of the bundle in `folder`, to change; it takes the bundle's place when the block ends well.
+
+    After a failure it is dropped. InputError if there is no bundle, or if another run is at work.
+    """
+    copy = folder.with_name(f".{student_id}-redrawn")
+    with lock_folder(folder):
+        _recover(folder.with_name(f".{student_id}-partial"), folder, student_id)
+        shutil.rmtree(copy, ignore_errors=True)  # of one that was killed
+        if not (folder / "run" / "record.json").exists():
+            raise InputError(f"there is no {folder / 'run' / 'record.json'}: run once without --report-only")
+        try:
+            shutil.copytree(folder, copy, symlinks=True, copy_function=_link_images)
+            yield copy
+            _publish(copy, folder, student_id)
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+
+
+def _link_images(source, target, **how):
+    """Copy a file; the images of the split, which no report changes, are linked where that can be done."""
+    if "dataset_split" in Path(source).parts:
+        with contextlib.suppress(OSError):
+            return os.link(source, target, follow_symlinks=False)
+    return shutil.copy2(source, target, **how)
 
 
 def _empty(partial):

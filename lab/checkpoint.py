@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import torch
@@ -17,24 +17,28 @@ import torch
 from lab.errors import InputError
 from lab.files import write_whole
 from lab.findings import Findings
-from lab.record import EpochRow, NamedRecipe
+from lab.record import Choices, EpochRow, NamedRecipe
 
-MAGIC = b"ViT-checkpoint-4\n"  # and a SHA-256 of all that follows: one flipped bit is found
+MAGIC = b"ViT-checkpoint-5\n"  # and a SHA-256 of all that follows: one flipped bit is found
 DIGEST = 32  # bytes
 
 
 @dataclass
 class Start:
-    """What a run was started with. `folder`: of the images, as seen from the run folder; "" until read."""
+    """What a run was started with. `folder`: of the images, as seen from the run folder; "" until read.
+    It, `kind`, `source_name`, `plain` and `notes` are those of a lab.intake.Source."""
 
     recipe: NamedRecipe
     findings: Findings
     precision: str
     name: str | None
+    choices: Choices = field(default_factory=Choices)
     folder: str = ""
     kind: str = ""
     source_name: str = ""
     fingerprint: str = ""
+    plain: bool = True
+    notes: list[str] = field(default_factory=list)
 
 
 class Checkpoint:

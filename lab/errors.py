@@ -4,8 +4,17 @@ import contextlib
 import errno
 
 
+def printable(text):
+    """A text on one line without what a terminal would obey: names are a stranger's, and one may clear the
+    screen or forge a line."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
 class InputError(ValueError):
     """What the user gave cannot be used. The text is one line: what is wrong, where, what to do."""
+
+    def __init__(self, text):
+        super().__init__(printable(text))
 
 
 @contextlib.contextmanager

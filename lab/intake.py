@@ -1,40 +1,46 @@
 """Strangers' files, checked and read: a zip or a folder -> Images, the graded core's splits with their facts.
 
-The core (data.py) finds classes, decodes, splits; here is what it does not see: hostile zips, links,
-limits, names that no page can show, disks that are full.
+lab/archives.py unpacks, lab/layout.py and lab/labels.py say which file is of which class, lab/groups.py what
+belongs on one side; the core (data.py) decodes and splits. Here these are put together.
 """
 
 import contextlib
-import errno
 import hashlib
-import itertools
 import logging
 import os
 import shutil
 import tempfile
-import unicodedata
+import threading
 import warnings
 import zipfile
-import zlib
-from collections import Counter
-from pathlib import Path, PurePosixPath
+from collections import Counter, defaultdict
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+import numpy as np
+from PIL import ImageFile
 
 import data
-from lab import synthetic
+from lab import archives, layout, synthetic
 from lab.errors import InputError, told
 from lab.files import place, write_whole
+from lab.groups import compile_group, group_images
 from lab.limits import LIMITS
 from lab.machine import pixel_store
-from lab.record import Copies, DataFacts, SplitFacts, Unreadable, as_json
+from lab.record import Choices, Copies, DataFacts, SplitFacts, Unreadable, as_json
+
+MOST_PIXELS, MANY_PIXELS = 100_000_000, 10_000_000  # of an image that is read, and that is read alone
 
 
 class Source(NamedTuple):
-    folder: Path  # with the images
+    """Where the images are. `plain`: the submitted code, which knows zips only, finds them there too."""
+
+    folder: Path
     kind: str  # "zip", "folder" or "demonstration"
     name: str  # of the zip or folder that was given
+    plain: bool = True
+    notes: tuple = ()  # what was guessed on unpacking
 
 
 class Images(NamedTuple):
@@ -43,140 +49,13 @@ class Images(NamedTuple):
     facts: DataFacts
 
 
-def is_image_name(path):
-    """Whether a relative path is that of an image, and not one of what systems leave in archives."""
-    path = PurePosixPath(path)
-    hidden = any(part == "__MACOSX" or part.startswith(".") for part in path.parts)
-    return path.suffix.lower() in data.IMAGE_SUFFIXES and not hidden
-
-
-# Zips
-
-
-def check_count(where, count, limits):
-    """InputError if a zip or folder holds too many images."""
-    if count > limits.images:
-        raise InputError(
-            f"{where} holds {count} images, more than {limits.images:.0f}: if that is right, add "
-            f"--limit images={count}"
-        )
-
-
-def check_size(name, where, size, limits):
-    """InputError if an image in a zip or folder has too many bytes."""
-    if size > limits.image_mb * 1e6:
-        raise InputError(
-            f"{name!r} in {where} has {size / 1e6:.0f} MB where {limits.image_mb:g} are allowed: remove it, "
-            f"or add --limit image_mb={size // 10**6 + 1}"
-        )
-
-
-def check_names(zip_path, entries):
-    """InputError if two entries of a zip would be one file, here or on other systems."""
-    seen = {}
-    for entry in entries:
-        name, key = entry.filename, entry.filename.casefold()
-        if key in seen and seen[key] != name:
-            both = f"{seen[key]!r} and {name!r}, one file on many systems"
-            raise InputError(f"{zip_path} holds {both}: rename or remove one")
-        if key in seen:
-            raise InputError(f"{zip_path} holds {name!r} twice: rename or remove one")
-        seen[key] = name
-
-
-def check_archive(zip_path, entries, folder, limits):
-    """InputError if the image entries of a zip are too many, too large, ambiguous or encrypted."""
-    check_count(zip_path, len(entries), limits)
-    check_names(zip_path, entries)
-    for entry in entries:
-        check_size(entry.filename, zip_path, entry.file_size, limits)
-    if any(entry.flag_bits & 1 for entry in entries):
-        raise InputError(f"{zip_path} is encrypted: unpack it and give the folder")
-    # Checked on what the zip says of itself; zipfile stops an entry that turns out longer.
-    needed, free = sum(entry.file_size for entry in entries), shutil.disk_usage(folder).free
-    if needed > limits.total_gb * 1e9:
-        raise InputError(
-            f"{zip_path} has {needed / 1e9:.1f} GB unpacked, more than {limits.total_gb:g}: if that is "
-            f"right, add --limit total_gb={needed // 10**9 + 1}"
-        )
-    if needed > free:
-        raise InputError(
-            f"{zip_path} needs {needed / 1e6:.0f} MB unpacked and {folder} has {free / 1e6:.0f} MB free: "
-            "make room or name another --output-dir"
-        )
-
-
-def extract_images(zip_path, folder, limits):
-    """Extract the images of a zip into `folder`. InputError if it is not a zip, damaged, encrypted, or
-    outside the limits."""
-    try:
-        with zipfile.ZipFile(zip_path) as archive:
-            files = [e for e in archive.infolist() if e.filename and not e.is_dir()]
-            entries = [e for e in files if is_image_name(e.filename)]
-            inner = [e.filename for e in files if e.filename.lower().endswith(".zip")]
-            if inner and not entries:
-                raise InputError(f"{zip_path} holds no images but {inner[0]!r}: unpack it and give that one")
-            check_archive(zip_path, entries, folder, limits)
-            archive.extractall(folder, entries)  # which itself drops "..", drive letters and leading slashes
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise InputError(f"cannot read {zip_path} as a zip ({error}): fetch it again") from None
-    except (OSError, RuntimeError) as error:  # names too long or too deep, a file where a folder should be
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot unpack {zip_path} ({reason}): unpack it and give the folder") from None
-
-
-def unzip(zip_path, folder, limits=LIMITS):
-    """Extract the images of a zip into the new `folder`, all or none. InputError as above."""
-    folder.mkdir(parents=True)
-    try:
-        extract_images(zip_path, folder, limits)
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
-
-
-# Folders
-
-
-def walk_images(folder):
-    """The paths of the images under `folder`, relative to it and sorted.
-
-    Links to folders are followed, but no folder is entered twice: a link to one above it leads round in a
-    circle. What only has an image's name (a pipe, a broken link) is among them; reading will tell.
-    InputError if a folder cannot be read.
-    """
-    images, waiting, links, entered = [], [Path(folder)], [], set()
-    while waiting or links:
-        # Links last: a folder is then known by its own path, not by that of a link to it.
-        here = waiting.pop() if waiting else links.pop(0)
-        if (real := os.path.realpath(here)) in entered:
-            continue
-        entered.add(real)
-        try:
-            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
-        except OSError as error:
-            raise InputError(
-                f"cannot read the folder {here} ({error.strerror}): give access to it, or move it away"
-            ) from None
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
-                continue
-            if os.path.isdir(entry.path):
-                (links if entry.is_symlink() else waiting).append(Path(entry.path))
-            elif is_image_name(entry.name):
-                images.append(Path(entry.path).relative_to(folder))
-    return sorted(images)
-
-
 def check_folder(folder, limits):
-    """InputError if a folder holds too many images, or one that is too large."""
-    paths = walk_images(folder)
-    check_count(folder, len(paths), limits)
+    """InputError if a folder holds too many files, or an image that is too large."""
+    paths = layout.walk(folder, defaultdict(list), limits.images)
+    archives.check_count(folder, len(paths), limits)
     for path in paths:
-        with contextlib.suppress(OSError):  # a broken link
-            check_size(path.as_posix(), folder, os.stat(folder / path).st_size, limits)
+        if archives.is_image_name(path) and os.path.exists(folder / path):
+            archives.check_size(path.as_posix(), folder, os.stat(folder / path).st_size, limits)
 
 
 def default_source():
@@ -185,7 +64,8 @@ def default_source():
 
 
 def open_source(path, run, limits=LIMITS):
-    """The Source at `path`: a zip, which is unpacked to run/dataset, or a folder, which is used in place.
+    """The Source at `path`: a zip or tar, which is unpacked to run/dataset, or a folder, which is used in
+    place unless it holds nothing but archives.
 
     "demo" draws demonstration images; None takes dataset.zip or dataset/ in the working folder, else
     draws. InputError if there is nothing at `path`, or it cannot be unpacked or is outside the limits.
@@ -195,90 +75,209 @@ def open_source(path, run, limits=LIMITS):
     if path == "demo":
         path = run / "dataset.zip"
         synthetic.write_dataset(path)
-    path = Path(path)
+    path, unpacked = Path(path), run / "dataset"
     if path.is_dir():
         check_folder(path, limits)
-        return Source(path, "folder", path.resolve().name)
+        packed = archives.inner_archives(path)
+        if not packed or archives.has_classes(path):
+            return Source(path, "folder", path.resolve().name)
+        notes = archives.unpack(packed, unpacked, limits)
+        read = ", ".join(archive.name for archive in packed[:4])
+        return Source(unpacked, "folder", path.resolve().name, False, (f"unpacked {read}", *notes))
     if not path.is_file():
         raise InputError(f"--data {path}: there is no such zip or folder")
-    unzip(path, run / "dataset", limits)
-    with zipfile.ZipFile(path) as archive:
-        drawn = archive.comment == synthetic.MARK
-    return Source(run / "dataset", "demonstration" if drawn else "zip", path.name)
+    archives.check_whole(path)
+    notes = archives.unpack([path], unpacked, limits)
+    drawn, is_zip = False, zipfile.is_zipfile(path)
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            drawn = archive.comment == synthetic.MARK
+    return Source(
+        unpacked, "demonstration" if drawn else "zip", path.name, is_zip and not notes, tuple(notes)
+    )
 
 
 # Images
-
-
-def check_name(name):
-    """InputError if a name has what no page and no terminal can show: control characters, broken UTF-8,
-    or marks that turn the direction of what follows."""
-    turning = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-    if any(unicodedata.category(c) in ("Cc", "Cs") or c in turning for c in name):
-        raise InputError(f"the name {name!a} has control characters or is not UTF-8: rename it")
-
-
-def check_classes(folder, paths):
-    """InputError where there are no images, or names cannot be shown or told apart."""
-    if not paths:
-        raise InputError(f"no images (jpg, png, bmp, tif) in {folder}: check --data")
-    for path in paths:
-        check_name(path.as_posix())
-    classes = {label for label, _, _ in data.find_images(folder, paths)}
-    by_case = sorted(sorted(classes), key=str.casefold)  # a set has no order of its own
-    for first, second in itertools.pairwise(by_case):  # one folder on Windows and macOS
-        if first.casefold() == second.casefold():
-            raise InputError(f"the classes {first!r} and {second!r} differ only in case: rename one")
 
 
 class Decoder:
     """data.decode for strangers' files: refuses what would be waited for without end, keeps each file's size
     and mode in `about`, and calls `tick` after each."""
 
-    def __init__(self, tick):
+    def __init__(self, tick, pixel_range=None):
         self.tick = tick
+        self.decode = partial(data.decode, pixel_range=pixel_range) if pixel_range else data.decode
         self.about = {}  # path -> ((width, height), Pillow's mode)
+        self.one_at_a_time = threading.Lock()
 
     def __call__(self, path, channels):
+        # WeasyPrint has Pillow accept files that were cut off, in the whole process: the submitted code,
+        # which does not import it, would see other images.
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
         try:
             if os.path.exists(path) and not os.path.isfile(path):
                 raise OSError("it is not a regular file")
-            with Image.open(path) as file:
-                about = file.size, file.mode
-            image = data.decode(path, channels)
-            self.about[path] = about
+            about = layout.probe(path)
+            if about is None and os.path.exists(path):
+                raise OSError("it cannot be read as an image")
+            pixels = about.size[0] * about.size[1] if about else 0
+            if pixels > MOST_PIXELS:
+                raise OSError(f"it has {pixels / 1e6:.0f} million pixels, more than {MOST_PIXELS / 1e6:.0f}")
+            # A small file may hold so many that two dozen threads together would fill the memory.
+            with self.one_at_a_time if pixels > MANY_PIXELS else contextlib.nullcontext():
+                image = self.decode(path, channels)
+            self.about[path] = about.size, about.mode
             return image
         finally:
             self.tick()
 
 
-def read_images(source, recipe, split_folder, tick=lambda: None):
+def measure_range(paths):
+    """(low, high) of images with more than 8 bits: what becomes 0 and 255 in all of them, so that a dark
+    picture of a series stays dark; None for none. A thousandth of each image's pixels may lie outside."""
+    low, high = np.inf, -np.inf
+    for path in paths:
+        try:
+            with data.Image.open(path) as file:
+                if file.size[0] * file.size[1] > MOST_PIXELS:
+                    continue
+                values = np.asarray(file).astype(np.float32)
+        except Exception:  # reading it will tell
+            continue
+        if values.size and np.isfinite(values).all():
+            least, most = np.percentile(values, (0.1, 99.9))
+            low, high = min(low, float(least)), max(high, float(most))
+    return (low, high) if low < high else None
+
+
+class Grouping:
+    """The `group` argument of data.load_data: which images stay on one side, and what is to say of it."""
+
+    def __init__(self, folder, images, pattern):
+        self.folder, self.images, self.pattern = folder, images, pattern
+        self.together, self.notes, self.plain, self.of_digest = [], [], True, {}
+
+    def __call__(self, paths, pixels, digests):
+        """-> the group of each image. InputError where the images are flat."""
+        flat = [i for i, digest in enumerate(digests) if digest and pixels[i].max() - pixels[i].min() < 2]
+        if 2 * len(flat) > len(digests):
+            raise InputError(
+                f"{len(flat)} of {len(digests)} images are of one flat grey once decoded (as "
+                f"{paths[flat[0]]}): convert them to 8-bit PNG with the contrast that is to be seen"
+            )
+        names = [path.relative_to(self.folder).as_posix() for path in paths]
+        groups, self.together, self.notes = group_images(self.images, names, pixels, digests, self.pattern)
+        self.of_digest = dict(zip(digests, groups))
+        # Whether equal digests alone, as the submitted code has them, give the same groups.
+        self.plain = len(set(zip(groups, digests))) == len(set(groups)) == len(set(digests))
+        return groups
+
+
+def read_images(source, recipe, split_folder, tick=lambda: None, choices=None):
     """The Images of a Source; their split is written to `split_folder`, with split.json. InputError as above.
 
-    Pixels that are too many for the memory go to a file beside that folder.
+    `choices`: a lab.record.Choices. Pixels that are too many for the memory go to a file beside that folder.
     """
     # What Pillow cannot read is listed; what it merely warns of (large, odd tags) was read.
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    split_folder, decoder = Path(split_folder), Decoder(tick)
+    choices = choices or Choices()
+    pattern = compile_group(choices.group) if choices.group else None
+    split_folder = Path(split_folder)
     shutil.rmtree(split_folder, ignore_errors=True)  # of a run that is resumed
-    paths = walk_images(source.folder)
+    with _naming(source):
+        return _read(source, recipe, split_folder, tick, choices, pattern)
+
+
+@contextlib.contextmanager
+def _naming(source):
+    """In messages, the zip that was given in place of the folder that it was unpacked to."""
+    try:
+        yield
+    except InputError as error:
+        if source.folder.name == source.name:
+            raise
+        said = str(error).replace(f"{source.folder}{os.sep}", "").replace(str(source.folder), source.name)
+        raise InputError(said) from None
+
+
+def _read(source, recipe, split_folder, tick, choices, pattern):
+    found = layout.understand(source.folder, choices)
+    pixel_range = measure_range(found.wide) if found.wide else None
+    decoder = Decoder(tick, pixel_range)
+    grouping = Grouping(source.folder, found.images, pattern)
     with told():
-        check_classes(source.folder, paths)
         train, test, unreadable = data.load_data(
             source.folder,
             split_folder,
             recipe,
-            paths=paths,
-            decode=decoder,
-            store=pixel_store(split_folder.parent),
+            images=found.images,
+            read=partial(data.read_pixels, decode=decoder, store=pixel_store(split_folder.parent)),
+            group=grouping,
             copy=place,
         )
     facts = describe(source, recipe, train, test, unreadable, decoder.about)
+    facts.left_out, facts.kept_together, facts.choices = found.left_out, grouping.together, choices
+    facts.pixel_range = pixel_range
+    facts.presented = present(facts, recipe)
+    sample = [path for _, _, path in found.images[:: len(found.images) // 40 + 1]]
+    facts.notes = [*source.notes, *found.notes, *grouping.notes, *_notes(facts, recipe, sample)]
+    facts.from_split = not (source.plain and grouping.plain and _found_alone(source.folder, found.images))
+    for split in (train, test):  # the folds of a study keep groups together too
+        split.digests = [grouping.of_digest[digest] for digest in split.digests]
     names = {"train_percent": data.TRAIN_PERCENT, "seed": recipe.split_seed}
     names |= {side: split.files for side, split in (("train", train), ("test", test))}
     write_whole(split_folder / "split.json", as_json(names))
     return Images(train, test, facts)
+
+
+def _found_alone(folder, images):
+    """Whether the graded core, which knows no masks and no tables, finds the same images and classes."""
+    try:
+        return data.find_images(folder) == images
+    except ValueError:
+        return False
+
+
+def present(facts, recipe):
+    """What the model is shown, in words."""
+    side, colour = recipe.image_size, "grey" if recipe.channels == 1 else "colour"
+    ratios = [max(w / h, h / w) for w, h in (map(int, size.split(" x ")) for size, _ in facts.sizes)]
+    how = f"squashed to {side} x {side}" if max(ratios) > 1.02 else f"scaled to {side} x {side}"
+    return f"{colour}, {how} pixels"
+
+
+def _notes(facts, recipe, sample):
+    """What was converted on decoding; `sample`: paths of some images."""
+    sizes = [(size, *map(int, size.split(" x "))) for size, _ in facts.sizes]
+    if long := next((size for size, w, h in sizes if max(w / h, h / w) >= 2), None):
+        yield (
+            f"long pictures ({long}) are squashed to a square, where round becomes oval: cut them into "
+            "squares first if shapes matter"
+        )
+    if facts.pixel_range:
+        low, high = facts.pixel_range
+        yield f"images of more than 8 bits: {low:g} becomes black and {high:g} white in all of them"
+    modes = dict(facts.modes)
+    if clear := sum(modes.get(mode, 0) for mode in ("RGBA", "LA", "PA")):
+        yield f"{clear} images with transparency are laid on white"
+    if recipe.channels == 1 and (seen := sum(map(is_coloured, sample))):
+        yield (
+            f"{seen} of {len(sample)} images looked at have colours and are shown in grey: if the classes "
+            "differ in colour, add --set channels=3"
+        )
+
+
+def is_coloured(path):
+    """Whether an image file has colours."""
+    try:
+        with data.Image.open(path) as file:
+            if file.size[0] * file.size[1] > MANY_PIXELS:
+                return False
+            small = np.asarray(file.convert("RGB").resize((32, 32))).astype(int)
+    except Exception:  # it was counted where it was read
+        return False
+    return float(np.ptp(small, axis=-1).mean()) > 4
 
 
 def describe(source, recipe, train, test, unreadable, about):
@@ -292,6 +291,9 @@ def describe(source, recipe, train, test, unreadable, about):
         of_class = Counter(split.labels.tolist())
         return {name: of_class[number] for number, name in enumerate(split.classes)}
 
+    of_digest = defaultdict(list)
+    for file in files:
+        of_digest[digest_of[file]].append(file)
     broken = {path for path, _ in unreadable}
     read = [what for path, what in about.items() if path not in broken]
     return DataFacts(
@@ -306,16 +308,19 @@ def describe(source, recipe, train, test, unreadable, about):
         same_pixels=Copies(
             sum(n > 1 for n in copies.values()), [f for f in files if copies[digest_of[f]] > 1]
         ),
-        unreadable=[Unreadable(path.name, reason) for path, reason in unreadable],
+        unreadable=[Unreadable(p.name, reason.replace(str(p), p.name)) for p, reason in unreadable],
         fingerprint=hashlib.sha256(lines.encode()).hexdigest(),
+        contradictions=[
+            " and ".join(same) for same in of_digest.values() if len({f.split("/")[0] for f in same}) > 1
+        ],
     )
 
 
-def load_images(path, recipe, limits=LIMITS):
+def load_images(path, recipe, limits=LIMITS, choices=None):
     """The Images of a zip or folder, for such a recipe. Only the pixels stay; the files are cleared away."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
-        images = read_images(open_source(path, run, limits), recipe, run / "dataset_split")
+        images = read_images(open_source(path, run, limits), recipe, run / "dataset_split", choices=choices)
     if images.facts.unreadable:
         raise InputError(f"{len(images.facts.unreadable)} images cannot be read: remove them before a study")
     return images

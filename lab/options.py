@@ -9,12 +9,14 @@ from lab.bundle import check_student_id
 from lab.errors import InputError
 from lab.limits import Limits, limits_of
 from lab.recipe import Recipe, load_recipe, named_recipes, parse_setting
+from lab.record import Choices
 
 FRESH = "fresh"  # in place of a study's file: make the study now
 EXAMPLES = """\
 examples:
   python run.py --student-id 0812345                        try it: drawn demonstration images
   python run.py --student-id 0812345 --data dataset.zip     your images: a zip or a folder
+  python run.py --check --data dataset.zip                  what would be used, what left out, and why
   python run.py --student-id 0812345 --name "Lin Mei" --set epochs=120 --set learning_rate=5e-4
   python run.py --student-id 0812345 --answers my_answers --report-only
                                                             new words, same measurements
@@ -34,6 +36,8 @@ class Options:
     name: str | None
     data: str | None
     limits: Limits
+    choices: Choices
+    check: bool
     recipe_name: str
     recipe: Recipe
     settings: tuple
@@ -64,7 +68,7 @@ class Options:
     def stages(self):
         """How many stages a run with these options has."""
         drawn = 1 if self.report_only else 6 + self.makes_studies
-        return 0 if self.verify else drawn + self.notebook + self.checks_bundle
+        return 0 if self.verify or self.check else drawn + self.notebook + self.checks_bundle
 
     @property
     def makes_studies(self):
@@ -97,6 +101,35 @@ def make_parser():
     return parser
 
 
+def add_choices(group):
+    """Add the flags of lab.record.Choices to an argparse parser or group; `choices_of` reads them."""
+    group.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="classes from a table in place of folders: FILE, or FILE:image column,label column",
+    )
+    group.add_argument(
+        "--exclude", metavar="GLOB", action="append", default=[], help="leave such files out (repeatable)"
+    )
+    group.add_argument(
+        "--include",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="use such files although they look like masks (repeatable)",
+    )
+    group.add_argument(
+        "--group",
+        metavar="REGEX",
+        help="keep images together whose paths fit alike: one coil, one part, one patient",
+    )
+
+
+def choices_of(args):
+    """The Choices in parsed arguments."""
+    return Choices(args.labels, tuple(args.include), tuple(args.exclude), args.group)
+
+
 def _add_data(parser):
     group = parser.add_argument_group("what to train on")
     group.add_argument(
@@ -112,6 +145,10 @@ def _add_data(parser):
         default=[],
         help="what it may hold: images (default 200000), image_mb (200), total_gb (50, a zip)",
     )
+    group.add_argument(
+        "--check", action="store_true", help="say how the files are understood, and stop before training"
+    )
+    add_choices(group)
 
 
 def _add_training(parser):
@@ -181,7 +218,7 @@ def parse_options(argv=None):
     flags do not go together or a value cannot be used."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.verify is None and args.student_id is None:
+    if args.verify is None and args.student_id is None and not args.check:
         parser.error("--student-id ID is needed")
     settings = tuple(parse_setting(text) for text in args.set)
     if args.seed is not None:
@@ -190,6 +227,7 @@ def parse_options(argv=None):
     values |= {
         "student_id": check_student_id(args.student_id) if args.student_id is not None else None,
         "limits": limits_of(args.limit),
+        "choices": choices_of(args),
         "recipe_name": Path(args.recipe).stem,
         "recipe": load_recipe(args.recipe, settings),
         "settings": settings,
@@ -207,7 +245,8 @@ def _given(parser, argv):
     return {action.option_strings[0] for action in parser._actions if action.dest in named}
 
 
-TRAINING = {"--data", "--limit", "--recipe", "--set", "--seed", "--precision", "--study", "--budget"}
+READING = {"--data", "--limit", "--labels", "--include", "--exclude", "--group"}
+TRAINING = READING | {"--recipe", "--set", "--seed", "--precision", "--study", "--budget"}
 STUDIES = {"--diary", "--compare"}
 
 
@@ -225,6 +264,9 @@ def _check_together(options, given):
         raise InputError("--report-only makes no study: name the JSON of one, --diary JSON or --compare JSON")
     if options.budget and not options.study:
         raise InputError("--budget goes with --study")
+    ignored = given - (READING | {"--check", "--recipe", "--set", "--seed", "--student-id", "--quiet"})
+    if options.check and ignored:
+        raise InputError(f"--check only says how the data are understood: leave {_list(ignored)} out")
     ignored = given - {"--verify", "--data", "--limit", "--quiet"}
     if options.verify and ignored:
         raise InputError(f"--verify only checks bundles: leave {_list(ignored)} out")

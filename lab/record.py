@@ -86,13 +86,13 @@ class KeptTogether:
     example: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Choices:
     """How the user said the files are to be understood: the flags --labels, --include, --exclude, --group."""
 
     labels: str | None = None
-    include: list[str] = field(default_factory=list)
-    exclude: list[str] = field(default_factory=list)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     group: str | None = None
 
 

@@ -4,6 +4,7 @@ Each is a function that takes what the last ones returned; run.py calls them in 
 """
 
 import io
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lab.checkpoint import Checkpoint
 from lab.console import clock
 from lab.errors import InputError
 from lab.files import write_whole
+from lab.layout import check_name
 from lab.machine import check_memory, choose_device, choose_precision, describe_machine
 from lab.record import EpochRow, ModelFacts, TrainingFacts
 from lab.training import epochs, prepare, score, try_steps
@@ -25,7 +27,7 @@ LONG = 600  # seconds of training that a person is warned of
 def check_machine(options, screen):
     """-> (torch.device, Machine) of this run. InputError where it cannot train the recipe."""
     if options.name:
-        intake.check_name(options.name)
+        check_name(options.name)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     if not options.resume:
@@ -58,29 +60,64 @@ def read(options, staging, start, screen):
     """
     run = staging.run
     if start.folder:
-        source = intake.Source(run / start.folder, start.kind, start.source_name)
+        source = intake.Source(
+            run / start.folder, start.kind, start.source_name, start.plain, tuple(start.notes)
+        )
     else:
         source = intake.open_source(options.data, run, options.limits)
         place, home = Path(source.folder).resolve(), run.resolve()
         # Relative where it can be, as the run folder moves when it is published.
         start.folder = str(place.relative_to(home) if place.is_relative_to(home) else place)
         start.kind, start.source_name = source.kind, source.name
+        start.plain, start.notes = source.plain, list(source.notes)
     with screen.count("reading images") as tick:
-        images = intake.read_images(source, start.recipe.values, run / "dataset_split", tick)
+        images = intake.read_images(source, start.recipe.values, run / "dataset_split", tick, start.choices)
     facts = images.facts
     if start.fingerprint and facts.fingerprint != start.fingerprint:
         raise InputError(f"the images in {source.folder} are others now: run without --resume")
     start.fingerprint = facts.fingerprint  # from here on the checkpoint knows its images
+    show_data(facts, screen)
+    return images
+
+
+def check_data(options, screen):
+    """Say how the data are understood, and write nothing: --check."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder)
+        source = intake.open_source(options.data, run, options.limits)
+        with screen.count("reading images") as tick:
+            images = intake.read_images(source, options.recipe, run / "split", tick, options.choices)
+    show_data(images.facts, screen)
+
+
+def show_data(facts, screen):
+    """The classes with their counts, what the model is shown, and all files that are not used."""
     if facts.demonstration:
         screen.say("demonstration images, drawn by a program: name your own with --data")
-    copies = len(facts.same_pixels.files)
-    screen.say(
-        f"{len(facts.classes)} classes, {len(images.train)} training and {len(images.test)} test images"
-        + (f", {copies} of them copies (kept on one side)" if copies else "")
-    )
+    train, test = facts.counts["train"], facts.counts["test"]
+    rows = [(name, str(train[name]), str(test[name])) for name in facts.classes]
+    totals = str(sum(train.values())), str(sum(test.values()))
+    screen.table(("class", "training", "test"), [*rows, (f"{len(rows)} classes", *totals)])
+    for what, counted in (("sizes", facts.sizes), ("modes", facts.modes)):
+        most = ", ".join(f"{name} ({n})" for name, n in counted[:4])
+        screen.say(f"{what}: {most}{f' and {len(counted) - 4} more' if len(counted) > 4 else ''}")
+    screen.say(f"the model is shown: {facts.presented}")
+    if copies := len(facts.same_pixels.files):
+        screen.say(f"{copies} copies of equal pixels, each with its like on one side")
+    for row in facts.kept_together:
+        screen.say(
+            f"{row.images} images in {row.groups} groups on one side each: {row.reason}, as {row.example}"
+        )
+    for row in facts.left_out:
+        screen.say(f"left out: {row.files} {row.reason}, as {row.example}", "yellow")
     for file in facts.unreadable:
         screen.say(f"left out, unreadable: {file.file} ({file.reason})", "yellow")
-    return images
+    for line in facts.contradictions[:5]:
+        screen.say(f"the same picture in two classes: {line}", "yellow")
+    if (more := len(facts.contradictions) - 5) > 0:
+        screen.say(f"and {more} more such contradictions", "yellow")
+    for line in facts.notes:
+        screen.say(line, "yellow")
 
 
 def describe_model(model):

@@ -13,15 +13,16 @@ import warnings
 from operator import attrgetter
 from urllib.parse import unquote
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 import jinja2
 import jinja2.meta
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from lab.errors import InputError
-from report import formulas, source
+from report import formulas, rehearsal, source
 from report.page import STRICT, TEMPLATES, data_url
 from report.submission import assemble_submission, submission_of
 
@@ -33,6 +34,10 @@ PICTURES = {
 }  # fmt: skip
 
 NEAR = 0.05  # attention distances that differ by less than this share of the image's side count as alike
+ANSWER_KB = 200  # of one file at most
+TEXT_KB = 1000  # of what it becomes once looked up
+FORMULA = 2000  # letters, and levels of brackets:
+FORMULA_DEPTH = 20
 PICTURE_MB = 20  # at most; and as many pixels:
 PICTURE_PIXELS = 50_000_000
 
@@ -144,7 +149,7 @@ def excerpts(record):
 
 
 def _environment():
-    environment = SandboxedEnvironment(finalize=_plain, **STRICT)
+    environment = ImmutableSandboxedEnvironment(finalize=_plain, **STRICT)
     ours = {"setting": setting, "changed_to": changed_to, "networks": NETWORKS}
     environment.globals.update(ours, min=min, max=max, round=round, sum=sum)
     environment.filters.update(FILTERS)
@@ -310,11 +315,20 @@ def _fault_of(content, kind):
     if len(content) > PICTURE_MB * 1e6:
         return f"it has {len(content) / 1e6:.0f} MB, at most {PICTURE_MB} are allowed"
     if kind == "image/svg+xml":
-        if b"<!ENTITY" in content:
-            return "it defines entities: save it as PNG"
         try:
+            parser = expat.ParserCreate()  # which decodes first: a plain search misses UTF-16
+            parser.StartDoctypeDeclHandler = lambda *doctype: seen.append(doctype)
+            seen = []
+            parser.Parse(content, True)
+            if seen:
+                return "it has a DOCTYPE, which can define entities: save it without, or as PNG"
             root = ElementTree.fromstring(content)
-        except (ElementTree.ParseError, ValueError, LookupError):  # no XML, or in an unknown encoding
+        except (
+            ElementTree.ParseError,
+            expat.ExpatError,
+            ValueError,
+            LookupError,
+        ):  # no XML, or in an unknown encoding
             return "it is not an SVG drawing"
         for element in root.iter():
             tag = str(element.tag).rpartition("}")[2]
@@ -387,6 +401,8 @@ def _markdown():
 def read_answer(path):
     """The text of an answer. InputError if it cannot be read or is not UTF-8."""
     try:
+        if path.stat().st_size > 1000 * ANSWER_KB:
+            raise InputError(f"{path} has more than {ANSWER_KB} kB: shorten it")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text: save it as UTF-8") from None
@@ -412,10 +428,24 @@ def _check_parts(path, text):
             _picture(path, unquote(url), token.content)
         if token.type.startswith("math") and "{{" not in token.content and "{%" not in token.content:
             latex = token.content.strip()
+            _check_formula(path, latex)
             try:
                 formulas.drawn(latex, token.type.startswith("math_block"))
             except Exception as error:  # ziamath raises many kinds for what it cannot set
                 raise InputError(f"{path}: cannot set the formula {latex!r}: {error}") from None
+
+
+def _check_formula(path, latex):
+    """InputError for a formula that is longer or nested deeper than any that is read."""
+    depth = most = 0
+    for letter in latex:
+        depth += (letter == "{") - (letter == "}")
+        most = max(most, depth)
+    if len(latex) > FORMULA or most > FORMULA_DEPTH:
+        raise InputError(
+            f"{path}: the formula {latex[:40]!r}... is too long ({FORMULA} letters) or nested too deep "
+            f"({FORMULA_DEPTH} brackets)"
+        )
 
 
 def check_answers(folder):
@@ -428,25 +458,12 @@ def check_answers(folder):
     files = sorted(folder.glob("*.md"))
     if not files:
         raise InputError(f"--answers {folder}: no answers in it; they are called {', '.join(known)}")
-    environment = _environment()
-    names = {*environment.globals, *LOOKUPS, "code"}
     for path in files:
         if path.name not in known:
             raise InputError(f"{path}: no question has this name; they are {', '.join(known)}")
         if not path.is_file():
             raise InputError(f"{path} is not a file")
-        text = read_answer(path)
-        try:
-            parsed = environment.parse(text)
-            unknown = jinja2.meta.find_undeclared_variables(parsed) - names
-        except jinja2.TemplateSyntaxError as error:
-            raise InputError(f"{path}, line {error.lineno}: {error.message}") from None
-        if unknown:
-            what, there = f"{{{{ {min(unknown)} }}}}", ", ".join(sorted(LOOKUPS))
-            raise InputError(f"{path}: {what} cannot be looked up; there are {there}")
-        if list(jinja2.meta.find_referenced_templates(parsed)):
-            raise InputError(f"{path}: an answer cannot take in other files")
-        _check_parts(path, text)
+    rehearsal.ask(folder, None)
 
 
 def answer_texts(record, folder=None):
@@ -454,35 +471,80 @@ def answer_texts(record, folder=None):
 
     InputError, with the file and where known the line, for a name or a formula that is not right.
     """
+    own = {}
+    if folder and any(folder.glob(f"*{FILLED}")):  # a PDF's: text, in which nothing is looked up
+        for path in (folder / f"{key}{FILLED}" for key, *_ in QUESTIONS):
+            if path.is_file():
+                own[path.name.removesuffix(FILLED)] = path, read_answer(path)
+                _check_parts(*own[path.name.removesuffix(FILLED)])
+    elif folder and any(folder.glob("*.md")):
+        own = {key: (folder / f"{key}.md", text) for key, text in rehearsal.ask(folder, record).items()}
+    ours = fill_in(record, ANSWERS, leave=own)
+    return {key: own[key] if key in own else (ANSWERS / f"{key}.md", ours[key]) for key, *_ in QUESTIONS}
+
+
+def own_answers(record, texts):
+    """Of `answer_texts`, those that say something else than our own: the student's."""
+    mine = {key: answer for key, answer in texts.items() if answer[0].parent != ANSWERS}
+    ours = fill_in(record, ANSWERS, leave=texts.keys() - mine.keys())
+    return {key: answer for key, answer in mine.items() if answer[1].split() != ours[key].split()}
+
+
+def _check_template(environment, path, text):
+    """InputError for a template that is not one, looks up what is not there, or takes in a file."""
+    try:
+        parsed = environment.parse(text)
+        # Jinja calls a name undeclared, too, that is set under a condition.
+        own = {node.name for node in parsed.find_all(jinja2.nodes.Name) if node.ctx != "load"}
+        known = own | {*environment.globals, *LOOKUPS, "code"}
+        unknown = jinja2.meta.find_undeclared_variables(parsed) - known
+    except jinja2.TemplateSyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: {error.message}") from None
+    if unknown:
+        what, there = f"{{{{ {min(unknown)} }}}}", ", ".join(sorted(LOOKUPS))
+        raise InputError(f"{path}: {what} cannot be looked up; there are {there}")
+    if list(jinja2.meta.find_referenced_templates(parsed)):
+        raise InputError(f"{path}: an answer cannot take in other files")
+
+
+def fill_in(record, folder, tried=False, leave=()):
+    """{question id: Markdown} of the answers in `folder`, looked up, but for those to `leave`.
+
+    `tried`: on a made-up record, in which a study has other rows than a real one. InputError as above.
+    """
     environment = _environment()
     known = lookups(record) | {"code": excerpts(record)}
     texts = {}
     for key, *_ in QUESTIONS:
-        path = ANSWERS / f"{key}.md"
-        if folder and (folder / path.name).is_file():
-            path = folder / path.name
-        done = folder and folder / f"{key}{FILLED}"
+        path = folder / f"{key}.md"
+        if key in leave or not path.is_file():
+            continue
+        text = read_answer(path)
+        _check_template(environment, path, text)
         try:
-            if done and done.is_file():
-                path, text = done, read_answer(done)
-            else:
-                text = environment.from_string(read_answer(path)).render(known)
-        except (jinja2.TemplateError, LookupError, TypeError, ValueError) as error:
+            text = environment.from_string(text).render(known)
+        except (jinja2.TemplateError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+            if tried and (
+                "'dict object' has no" in str(error) or not isinstance(error, jinja2.TemplateError)
+            ):
+                continue
             line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
             raise InputError(f"{path}{line}: {error}") from None
+        if len(text) > 1000 * TEXT_KB:
+            raise InputError(
+                f"{path} becomes {len(text) // 1000} kB of text, more than {TEXT_KB}: shorten it"
+            )
         _check_parts(path, text)
-        texts[key] = (path, text)
+        texts[key] = text
     return texts
-
-
-def own_answers(record, folder):
-    """{question id: (path, Markdown)} of the answers in `folder` that say something else than our own."""
-    ours, shown = (answer_texts(record, where) if folder else {} for where in (None, folder))
-    return {key: shown[key] for key in shown if shown[key][1].split() != ours[key][1].split()}
 
 
 def render_answers(record, folder=None):
     """{question id: (path, HTML)} of all answers; a file in `folder` replaces the project's own."""
+    return render_texts(answer_texts(record, folder))
+
+
+def render_texts(texts):
+    """The same of `answer_texts`."""
     markdown = _markdown()
-    texts = answer_texts(record, folder)
     return {key: (path, markdown.render(text, {"path": path})) for key, (path, text) in texts.items()}

@@ -204,14 +204,15 @@ def fill_page(record, run, answers_folder, drawings):
     environment.filters.update(answers.FILTERS)
     log = (run / "training.log").read_text(encoding="utf-8")
     shown = ("examples", "mistakes", "train_samples", "test_samples")
+    texts = answers.answer_texts(record, answers_folder)
     return environment.get_template("report.html.j2").render(
         answers.lookups(record),
         record=record,
         document_date=document_date(record),
         **{name: _read_pictures(getattr(record.shown, name), run) for name in shown},
         questions=answers.QUESTIONS,
-        answers=answers.render_answers(record, answers_folder),
-        own=answers.own_answers(record, answers_folder),
+        answers=answers.render_texts(texts),
+        own=answers.own_answers(record, texts),
         log=log_pieces(log, record.training.history),
         settings=setting_columns(record.recipe.values.as_dict()),
         arrays=read_arrays(record, run),
@@ -265,7 +266,8 @@ def carried(record, run, answers_folder=None):
         "record.json": as_json(dataclasses.replace(record, files=files)).encode(),
         "training.log": (run / "training.log").read_bytes(),
     }
-    for key, (path, text) in answers.own_answers(record, answers_folder).items():
+    texts = answers.answer_texts(record, answers_folder)
+    for key, (path, text) in answers.own_answers(record, texts).items():
         found[f"answers/{key}{answers.FILLED}"] = text.encode()
         pictures = [unquote(token.attrs["src"]) for token in answers.tokens(text) if token.type == "image"]
         found |= {f"answers/{name}": (path.parent / name).read_bytes() for name in pictures}

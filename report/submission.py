@@ -62,6 +62,8 @@ def _fill(submission, **more):
         id=submission.id,
         settings=_settings(submission.recipe),
         precision=DTYPES[submission.precision],
+        pixel_range=submission.pixel_range,
+        from_split=submission.from_split,
         **more,
     )
 

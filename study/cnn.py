@@ -1,32 +1,14 @@
-"""The networks that the ViT is compared with: a residual CNN of its size, written out, and ResNet-18."""
+"""The networks that the ViT is compared with, a residual CNN of its size and ResNet-18; and how large and
+how fast a network is."""
 
 import torch
 from torch import nn
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.resnet import BasicBlock, resnet18
 
 import train
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions added to their input: figure 2 of He et al. 2016, with option B for the
-    shortcut where the shape changes. (b, width_in, h, w) -> (b, width, h / stride, w / stride)."""
-
-    def __init__(self, width_in, width, stride):
-        super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(width_in, width, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-        )
-        self.shortcut = (
-            nn.Identity()
-            if stride == 1 and width_in == width
-            else nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-        )
-
-    def forward(self, x):
-        return (self.residual(x) + self.shortcut(x)).relu()
+from lab.training import DTYPES
 
 
 class CNN(nn.Module):
@@ -47,10 +29,12 @@ class CNN(nn.Module):
         )
         stages, width_in = [], widths[0]
         for width, count in zip(widths, blocks):
-            for i in range(count):
-                stride = 2 if i == 0 and width != widths[0] else 1  # each stage but the first halves
-                stages.append(BasicBlock(width_in, width, stride))
-                width_in = width
+            shortcut = None
+            if width != width_in:  # each stage but the first halves the sides: option B of the paper
+                shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, 2, bias=False), nn.BatchNorm2d(width))
+            stages.append(BasicBlock(width_in, width, 2 if shortcut else 1, shortcut))
+            stages += [BasicBlock(width, width) for _ in range(count - 1)]
+            width_in = width
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(width_in, num_classes)
         for module in self.modules():
@@ -69,8 +53,6 @@ def make_cnn(recipe, num_classes):
 
 def make_resnet18(recipe, num_classes):
     """torchvision's ResNet-18 for a recipe's images, its weights drawn from the recipe's seed."""
-    from torchvision.models import resnet18
-
     torch.manual_seed(recipe.seed)
     model = resnet18(weights=None, num_classes=num_classes)
     if recipe.channels != 3:
@@ -95,3 +77,25 @@ def make_cnn_optimizers(model, recipe):
     groups = [{"params": weights}, {"params": vectors, "weight_decay": 0.0}]
     fused = vectors[0].device.type in ("cpu", "cuda")
     return [torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused)]
+
+
+def count_mult_adds(model, image_shape):
+    """Multiply-adds of one image (channels, height, width) through the model: half of what PyTorch's
+    FlopCounterMode counts, which is all matrix products, attention's too, and all convolutions."""
+    image = torch.zeros(1, *image_shape, device=next(model.parameters()).device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(image)
+    return counter.get_total_flops() // 2
+
+
+def inference_rate(model, image_shape, precision, batch_size=64):
+    """Images a second through the model, one view each: the median over batches, after a first one."""
+    device, dtype = next(model.parameters()).device, DTYPES[precision]
+    batch = torch.randn(batch_size, *image_shape, device=device)
+    timer = Timer(
+        "model(batch).sum().item()",  # item() waits for a GPU
+        globals={"model": model.eval(), "batch": batch},
+        num_threads=torch.get_num_threads(),  # else it takes one
+    )
+    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        return batch_size / timer.blocked_autorange().median

@@ -14,20 +14,18 @@ networks: each image is seen equally often, so the steps shrink with the images.
 
 import dataclasses
 import random
-import statistics
-import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
 from lab.errors import InputError
 from lab.findings import Comparison, ComparisonRow
-from study.noise import deviation, mean, paired, shown
-from study.results import Results, Run, Value, check_folder, run_study
+from study import figures
+from study.results import Results, Run, Value, run_study
 
 NETWORKS = ("vit", "cnn", "resnet18")  # in the order of tables; study.cnn.MAKERS makes them
 SIZES = ("train_images", "parameters", "mult_adds")  # the same for all seeds
-SPEEDS = ("seconds", "train_rate", "inference_rate")  # of which a table has the means
+SPEEDS = ("train_rate", "inference_rate")  # of which a table has the means
 
 
 @dataclass(frozen=True)
@@ -50,17 +48,12 @@ class ComparisonRun(Run):
     share: int
     seed: int
     threads: int
-    accuracy: float | None = None
     train_images: int | None = None
     parameters: int | None = None
     mult_adds: int | None = None
     train_rate: float | None = None
     inference_rate: float | None = None
     history: list[Moment] = field(default_factory=list)
-
-    @property
-    def told(self):
-        return self.failed or f"{self.accuracy:.2%} in {self.seconds:.0f} s"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,86 +84,42 @@ def share_of(split, percent, seed):
     return part_of(split, rows)
 
 
-def count_mult_adds(model, image_shape):
-    """Multiply-adds of one image (channels, height, width) through the model: half of what PyTorch's
-    FlopCounterMode counts, which is all matrix products, attention's too, and all convolutions."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model.eval()
-    image = torch.zeros(1, *image_shape, device=next(model.parameters()).device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image)
-    return counter.get_total_flops() // 2
-
-
-def inference_rate(model, image_shape, precision, batch_size=64, repeats=7):
-    """Images a second through the model, one view each: the median over `repeats` batches."""
-    import torch
-
-    from lab.training import DTYPES
-
-    device, dtype = next(model.parameters()).device, DTYPES[precision]
-    batch = torch.randn(batch_size, *image_shape, device=device)
-    model.eval()
-    seconds = []
-    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            model(batch).sum().item()  # item() waits for a GPU
-            seconds.append(time.perf_counter() - start)
-    return batch_size / statistics.median(seconds[1:])  # the first is slower than all others
-
-
 def run_one(where, recipe, name, share):
-    """Train the network called `name` on a share of the training split: a ComparisonRun."""
-    from study import runs  # imports PyTorch
+    """Train the network called `name` on a share of the training split, scoring the test split after each
+    epoch: a ComparisonRun."""
+    from lab import training
+    from study import cnn, runs  # imports PyTorch
 
-    device, precision = where.begin()
     about = {"model": name, "share": share, "seed": recipe.seed, "threads": where.threads}
-    images = runs.cached_images(where, recipe)
-    part = share_of(images.train, share, recipe.seed)
+    images, (device, precision) = runs.cached_images(where, recipe), where.begin()
+    split, test = share_of(images.train, share, recipe.seed), images.test
+    optimize = None if name == "vit" else cnn.make_cnn_optimizers
+    seconds, history = 0.0, []
     try:
-        return ComparisonRun(**about, **_measured(name, part, images.test, recipe, device, precision))
+        setup = runs.prepare(split, test, recipe, device, precision, cnn.MAKERS[name], optimize)
+        for epoch in training.epochs(setup, recipe):
+            seconds += epoch.train_seconds
+            losses = round(epoch.train_loss, 6), round(epoch.test_loss, 6)
+            history.append(Moment(epoch.number, round(seconds, 3), *losses, epoch.correct / len(test)))
     except runs.FAULTS as error:
         return ComparisonRun(**about, failed=runs.reason_of(error))
-
-
-def _measured(name, split, test, recipe, device, precision):
-    """Train a network, scoring `test` after each epoch: what a ComparisonRun says of it."""
-    from lab import training
-    from study import cnn, runs
-
-    optimize = None if name == "vit" else cnn.make_cnn_optimizers
-    setup = runs.prepare(split, test, recipe, device, precision, cnn.MAKERS[name], optimize)
-    seconds, history = 0.0, []
-    for epoch in training.epochs(setup, recipe):
-        seconds += epoch.train_seconds
-        losses = round(epoch.train_loss, 6), round(epoch.test_loss, 6)
-        history.append(Moment(epoch.number, round(seconds, 3), *losses, epoch.correct / len(test)))
     shape = (recipe.channels, recipe.image_size, recipe.image_size)
-    return {
-        "accuracy": epoch.correct / len(test),
-        "errors": len(test) - epoch.correct,
-        "images": len(test),
-        "loss": epoch.test_loss,
-        "train_loss": epoch.train_loss,
-        "train_images": len(split),
-        "parameters": sum(p.numel() for p in setup.model.parameters()),
-        "mult_adds": count_mult_adds(setup.model, shape),
-        "seconds": seconds,
-        "train_rate": len(split) * recipe.epochs / seconds,
-        "inference_rate": inference_rate(setup.model, shape, precision),
-        "precision": precision,
-        "history": history,
-    }
+    return ComparisonRun(
+        **about,
+        **runs.scores_of(epoch, test),
+        train_images=len(split),
+        parameters=sum(p.numel() for p in setup.model.parameters()),
+        mult_adds=cnn.count_mult_adds(setup.model, shape),
+        seconds=seconds,
+        train_rate=len(split) * recipe.epochs / seconds,
+        inference_rate=cnn.inference_rate(setup.model, shape, precision),
+        precision=precision,
+        history=history,
+    )
 
 
 def compare(where, recipe, seeds, shares, networks, output, say=print):
     """Run what the file `output` lacks of all networks, and say how they compare -> Comparison."""
-    from lab.machine import check_memory
-    from study import runs
-
     for name in networks:
         if name not in NETWORKS:
             raise InputError(f"there is no network {name!r}; there are {', '.join(NETWORKS)}")
@@ -178,12 +127,8 @@ def compare(where, recipe, seeds, shares, networks, output, say=print):
         if not 1 <= share <= 100:
             raise InputError(f"a share must be from 1 to 100 (percent), not {share}")
     recipes = [dataclasses.replace(recipe, seed=seed) for seed in seeds]
-    check_folder(output)
-    images = runs.load_images(where, recipe)
-    if "vit" in networks:
-        check_memory(recipe, *where.begin(), len(images.train), len(images.train.classes))
     own = {key: value for key, value in recipe.as_dict().items() if key != "seed"}
-    about = ComparisonResults(**where.about(images.facts), recipe=own)
+    about = ComparisonResults(**where.about(recipe, vit="vit" in networks), recipe=own)
     work = {
         f"{name} | {share} % | seed {recipe.seed}": partial(run_one, where, recipe, name, share)
         for recipe in recipes
@@ -191,8 +136,8 @@ def compare(where, recipe, seeds, shares, networks, output, say=print):
         for name in networks
     }
     found = summary(run_study(work, output, about, say))
-    say("\n".join(table_of(found)))
-    return found
+    say("\n".join(["", *table_of(found)]))
+    return dataclasses.replace(found, fresh=True, file=output.name)
 
 
 def accuracy_within(history, seconds):
@@ -208,29 +153,23 @@ def summary(results):
     reached in the ViT's seconds of training, and the paired difference, ViT minus network. The noise is
     that of training; another split would add its own. Failed runs count in `failed` alone.
     """
-    groups = {}
-    for row in results.rows.values():
-        groups.setdefault((row.share, row.model), {})[row.seed] = row
-    whole = {key: {s: r for s, r in rows.items() if not r.failed} for key, rows in groups.items()}
+    groups = figures.grouped(results.rows.values(), ("share", "model"), "seed")
     table = []
     for share, name in sorted(groups, key=lambda key: (-key[0], NETWORKS.index(key[1]))):
-        of_seed, vit = whole[share, name], whole.get((share, "vit"), {})
-        runs = list(of_seed.values())
-        pairs = [(vit[seed], of_seed[seed]) for seed in of_seed if seed in vit and name != "vit"]
-        difference = vars(paired([a.accuracy - b.accuracy for a, b in pairs]))
+        runs = figures.whole(groups[share, name])
+        vit = {} if name == "vit" else groups.get((share, "vit"), {})
+        pairs = figures.pairs_of(vit, groups[share, name])
+        difference = vars(figures.paired(pairs))
         if not pairs:
             difference = difference | {"within_noise": None}  # there is nothing to compare with
         table.append(
             ComparisonRow(
                 model=name,
                 share=share,
-                runs=len(runs),
-                failed=len(groups[share, name]) - len(runs),
-                accuracy=mean(run.accuracy for run in runs),
-                sd=deviation([run.accuracy for run in runs]),
-                **{name: getattr(runs[0], name) if runs else None for name in SIZES},
-                **{name: mean(getattr(run, name) for run in runs) for name in SPEEDS},
-                at_vit_seconds=mean(accuracy_within(b.history, a.seconds) for a, b in pairs),
+                **figures.of(groups[share, name]),
+                **{size: getattr(runs[0], size) if runs else None for size in SIZES},
+                **{speed: figures.mean(getattr(run, speed) for run in runs) for speed in SPEEDS},
+                at_vit_seconds=figures.mean(accuracy_within(b.history, a.seconds) for a, b in pairs),
                 pairs=len(pairs),
                 **difference,
             )
@@ -240,26 +179,17 @@ def summary(results):
 
 def table_of(comparison):
     """A Comparison as lines for the terminal: the table and the differences, accuracies in %."""
-    rows = comparison.rows
-    yield (
-        f"\n{'model':9} {'share':>6} {'runs':>4} {'accuracy':>9} {'sd':>5} {'parameters':>11} "
-        f"{'M mult-adds':>11} {'s train':>8} {'images/s':>8} {'in ViT s':>8}"
-    )
-    for row in rows:
-        yield (
-            f"{row.model:9} {row.share:4} % {row.runs:4} {shown(row.accuracy, '9.2f', 100):>9} "
-            f"{shown(row.sd, '5.2f', 100):>5} {shown(row.parameters, ','):>11} "
-            f"{shown(row.mult_adds, '.1f', 1e-6):>11} {shown(row.seconds, '.0f'):>8} "
-            f"{shown(row.inference_rate, '.0f'):>8} {shown(row.at_vit_seconds, '.2f', 100):>8}"
-            + (f"  {row.failed} failed" if row.failed else "")
-        )
-    yield "images/s: inference; in ViT s: accuracy reached in the ViT's seconds of training"
-    compared = [row for row in rows if row.pairs]
-    if compared:
+    table = [["model", "share", *figures.CELLS, "parameters", "M mult-adds", "images/s", "in ViT s"]]
+    paired_table = [["model", "share", "seeds", "difference", "from", "to (95 %)", ""]]
+    for row in comparison.rows:
+        network = [row.model, f"{row.share} %"]
+        size = figures.shown(row.parameters, ","), figures.shown(row.mult_adds, ".1f", 1e-6)
+        speed = figures.shown(row.inference_rate, ".0f"), figures.shown(row.at_vit_seconds, ".2f", 100)
+        table.append([*network, *figures.cells(**vars(row)), *size, *speed])
+        if row.pairs:
+            paired_table.append([*network, str(row.pairs), *figures.difference_cells(row)])
+    yield from figures.aligned(table)
+    yield "seconds: of training; images/s: inference; in ViT s: accuracy reached in the seconds of the ViT"
+    if len(paired_table) > 1:
         yield "\nViT minus the other, accuracy in percentage points, over the seeds that both have"
-    for row in compared:
-        yield (
-            f"{row.model:9} {row.share:4} % {row.pairs:4} {100 * row.difference:+9.2f} "
-            f"(95 %: {shown(row.low, '+.2f', 100)} to {shown(row.high, '+.2f', 100)})"
-            + ("  within noise" if row.within_noise else "")
-        )
+        yield from figures.aligned(paired_table)

@@ -15,8 +15,8 @@ from typing import ClassVar
 from lab.errors import InputError
 from lab.findings import Diary, DiaryRow, DiaryStart
 from lab.recipe import Recipe, check_names, read_toml
-from study.noise import deviation, mean, paired, shown
-from study.results import Results, Run, Value, check_folder, run_study
+from study import figures
+from study.results import Results, Run, Value, run_study
 
 # A change that no hyperparameter makes, as vit.py is the paper's: the embedding stays zero.
 POSITIONS = "pos_embedding"
@@ -50,7 +50,6 @@ class DiaryResults(Results):
     name: str
     recipe: dict[str, Value]  # without the seed, which is the fold's number
     folds: int
-    fold_seed: int
     rows: dict[str, DiaryRun] = field(default_factory=dict)
 
 
@@ -105,9 +104,8 @@ def run_one(where, recipe, name, value, folds, number):
     import train
     from study import runs  # imports PyTorch
 
-    parts = runs.fold_of(runs.cached_images(where, recipe).train, folds, number)
     make_model = without_positions if name == POSITIONS else train.make_model
-    run = runs.train_and_score(*parts, recipe, where, make_model)
+    run = runs.score_fold(where, recipe, folds, number, make_model)
     return DiaryRun(**vars(run) | {"name": name, "value": value, "fold": number, "seed": recipe.seed})
 
 
@@ -119,7 +117,7 @@ def work_of(where, plan, folds):
         f"{text} | fold {number}": partial(
             run_one, where, dataclasses.replace(recipe, seed=number), name, value, folds, number
         )
-        for number in range(folds.count)
+        for number in range(folds)
         for text, (name, value, recipe) in every.items()
     }
 
@@ -129,66 +127,37 @@ def keep_diary(where, plan, name, folds, output, say=print):
 
     name: of the recipe that the plan changes.
     """
-    from study import runs
-
-    check_folder(output)
-    images = runs.load_images(where, plan.start)
-    runs.check_folds(images.train, folds)
-    about = DiaryResults(
-        **where.about(images.facts),
-        name=name,
-        recipe={key: value for key, value in plan.start.as_dict().items() if key != "seed"},
-        folds=folds.count,
-        fold_seed=folds.seed,
-    )
+    recipe = {key: value for key, value in plan.start.as_dict().items() if key != "seed"}
+    about = DiaryResults(**where.about(plan.start, folds), name=name, recipe=recipe, folds=folds)
     found = summary(run_study(work_of(where, plan, folds), output, about, say))
     say("\n".join(["", *table_of(found)]))
-    return found
+    return dataclasses.replace(found, fresh=True, file=output.name)
 
 
 def summary(results):
     """DiaryResults -> lab.findings.Diary: means over the runs that did not fail, and paired differences."""
-    groups = {}
-    for row in results.rows.values():
-        groups.setdefault((row.name, row.value), {})[row.fold] = row
-    whole = {key: {f: r for f, r in rows.items() if not r.failed} for key, rows in groups.items()}
-
-    def figures(key):
-        rows = whole.get(key, {}).values()
-        scores = [1 - row.errors / row.images for row in rows]
-        return {
-            "runs": len(scores),
-            "failed": len(groups.get(key, {})) - len(scores),
-            "accuracy": mean(scores),
-            "sd": deviation(scores),
-            "seconds": mean(row.seconds for row in rows),
-        }
-
-    start, rows = whole.get((None, None), {}), []
-    for name, value in groups:
-        if name is None:
-            continue
-        pairs = [(start[fold], row) for fold, row in whole[name, value].items() if fold in start]
-        difference = paired([a.errors / a.images - b.errors / b.images for a, b in pairs])
-        rows.append(DiaryRow(name=name, value=value, **figures((name, value)), **vars(difference)))
-    start = DiaryStart(images=sum(row.images for row in start.values()), **figures((None, None)))
+    groups = figures.grouped(results.rows.values(), ("name", "value"), "fold")
+    start = groups.pop((None, None), {})
+    rows = [
+        DiaryRow(
+            name=name,
+            value=value,
+            **figures.of(group),
+            **vars(figures.paired(figures.pairs_of(group, start))),
+        )
+        for (name, value), group in groups.items()
+    ]
+    start = DiaryStart(images=sum(run.images for run in figures.whole(start)), **figures.of(start))
     about = results.origin | {"name": results.name, "recipe": results.recipe, "folds": results.folds}
     return Diary(**about, start=start, rows=rows)
 
 
 def table_of(diary):
     """A Diary as lines for the terminal, accuracies in %."""
-    yield f"{'':28} {'runs':>4} {'accuracy':>9} {'sd':>5} {'difference':>11} {'95 % interval':>16} {'s':>5}"
-    for row in [diary.start, *diary.rows]:
-        text = "the recipe itself" if row is diary.start else label(row.name, row.value)
-        if not row.runs:
-            yield f"{text:28} failed"
-            continue
-        line = f"{text:28} {row.runs:4} {100 * row.accuracy:9.2f} {shown(row.sd, '.2f', 100):>5} "
-        if row is diary.start or row.difference is None:
-            line += f"{row.seconds:34.0f}"
-        else:
-            line += f"{100 * row.difference:+11.2f} {shown(row.low, '+.2f', 100):>8} "
-            line += f"{shown(row.high, '+.2f', 100):>7} {row.seconds:5.0f}"
-            line += "  within noise" if row.within_noise else ""
-        yield line + (f"  {row.failed} failed" if row.failed else "")
+    table = [["", *figures.CELLS, "difference", "from", "to (95 %)", ""]]
+    table.append(["the recipe itself", *figures.cells(**vars(diary.start)), "", "", "", ""])
+    for row in diary.rows:
+        table.append(
+            [label(row.name, row.value), *figures.cells(**vars(row)), *figures.difference_cells(row)]
+        )
+    return figures.aligned(table)

@@ -12,7 +12,8 @@ from lab.files import take_lock
 from lab.findings import Findings
 from lab.limits import LIMITS
 from lab.options import FRESH
-from study import compare, diary
+from study import compare
+from study import diary as diaries
 from study.results import read_results
 
 STUDIES = Path(__file__).parent / "recorded"
@@ -21,6 +22,7 @@ DIARY_PLAN = STUDIES / "diary.toml"
 # A search or diary within a run has trials of this schedule, or of the recipe's own if that is shorter.
 SHORT = {"epochs": 15, "warmup_epochs": 2.0}
 COMPARED_EPOCHS = 40
+FOLDS = 4
 SHARES, SEEDS = (100, 50, 25, 10), (0, 1, 2)  # percent of the training split
 
 
@@ -33,14 +35,15 @@ def load_findings(diary_path=None, comparison_path=None):
         return dataclasses.replace(found, fresh=path is not None, file=file.name)
 
     return Findings(
-        diary=load(diary, diary.DiaryResults, diary_path, "neu-cls-diary.json"),
+        diary=load(diaries, diaries.DiaryResults, diary_path, "neu-cls-diary.json"),
         comparison=load(compare, compare.ComparisonResults, comparison_path, "neu-cls-compare.json"),
     )
 
 
 def make_studies(
     folder, source, recipe, settings, *,
-    budget=None, diary=None, comparison=None, device="auto", precision="auto", limits=LIMITS, say=print,
+    budget=None, diary=None, comparison=None, device="auto", precision="auto", limits=LIMITS, choices=None,
+    say=print,
 ):  # fmt: skip
     """Make the studies that are asked for, in `folder`, going on with what lies there -> (recipe, Findings).
 
@@ -56,49 +59,34 @@ def make_studies(
         from study.search import parse_budget  # imports Optuna
 
         budget = parse_budget(budget)
-    from study.runs import Where, choose_device  # imports PyTorch
+    from lab.machine import choose_device  # imports PyTorch
+    from study.runs import Where
 
     jobs = 1 if choose_device(device).type == "cuda" else min(4, os.cpu_count() or 1)
-    where = Where(source, device, precision, limits, jobs)
+    where = Where(source, device, precision, limits, jobs, choices)
     with take_lock(folder / "lock", f"another run makes studies in {folder}: wait for it"):
         if budget:
-            recipe, search = _search(folder, where, recipe, settings, budget, say)
-            found = dataclasses.replace(found, search=search)
+            recipe, found.search = _search(folder, where, recipe, settings, budget, say)
         if diary == FRESH:
-            found = dataclasses.replace(found, diary=_diary(folder, where, recipe, say))
+            say("ablation diary: Ctrl-C stops it, and the same command goes on")
+            plan, output = diaries.load_plan(DIARY_PLAN, recipe), folder / "diary.json"
+            found.diary = diaries.keep_diary(where, plan, "run", FOLDS, output, say)
         if comparison == FRESH:
-            found = dataclasses.replace(found, comparison=_compare(folder, where, recipe, say))
+            say("ViT beside a CNN: Ctrl-C stops it, and the same command goes on")
+            short = dataclasses.replace(recipe, epochs=min(recipe.epochs, COMPARED_EPOCHS))
+            output = folder / "comparison.json"
+            found.comparison = compare.compare(where, short, SEEDS, SHARES, ("vit", "cnn"), output, say)
     return recipe, found
 
 
 def _search(folder, where, recipe, settings, budget, say):
     """Search with a short schedule -> (the best recipe with the run's schedule and seeds, Search)."""
     from study import search
-    from study.runs import Folds
 
     say("search for a recipe: Ctrl-C stops it, and the same command goes on")
     short = {name: value for name, value in SHORT.items() if value < getattr(recipe, name)}
     base, fixed = dataclasses.replace(recipe, **short), {name for name, _ in settings} | {*short}
-    output = folder / "search.json"
     one = dataclasses.replace(where, jobs=1)  # this process has all cores
-    results = search.search(one, base, fixed, Folds(), 0, budget, output, say=say)
+    found = search.search(one, base, fixed, FOLDS, 0, budget, folder / "search.json", say=say)
     own = {name: getattr(recipe, name) for name in short}
-    found = dataclasses.replace(search.found_recipe(results), **own)
-    return found, dataclasses.replace(search.summary(results), fresh=True, file=output.name)
-
-
-def _diary(folder, where, recipe, say):
-    from study.runs import Folds
-
-    say("ablation diary: Ctrl-C stops it, and the same command goes on")
-    plan, output = diary.load_plan(DIARY_PLAN, recipe), folder / "diary.json"
-    found = diary.keep_diary(where, plan, "run", Folds(), output, say)
-    return dataclasses.replace(found, fresh=True, file=output.name)
-
-
-def _compare(folder, where, recipe, say):
-    say("ViT beside a CNN: Ctrl-C stops it, and the same command goes on")
-    recipe = dataclasses.replace(recipe, epochs=min(recipe.epochs, COMPARED_EPOCHS))
-    output = folder / "comparison.json"
-    found = compare.compare(where, recipe, SEEDS, SHARES, ("vit", "cnn"), output, say)
-    return dataclasses.replace(found, fresh=True, file=output.name)
+    return dataclasses.replace(search.found_recipe(found), **own), found

@@ -17,10 +17,11 @@ from typing import ClassVar
 
 import msgspec
 
+from lab.console import clock
 from lab.errors import InputError
 from lab.files import write_whole
 from lab.findings import StudyData, StudyMachine
-from lab.record import Machine, SplitFacts, as_json
+from lab.record import Machine, as_json
 
 Value = bool | int | float | str  # of a hyperparameter
 
@@ -39,19 +40,12 @@ class Run:
     date: str = ""
 
     @property
+    def accuracy(self):
+        return (self.images - self.errors) / self.images
+
+    @property
     def told(self):
         return self.failed or f"{self.errors}/{self.images} wrong, loss {self.loss:.3f}"
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images that results are about: fields of lab.record.DataFacts."""
-
-    name: str
-    classes: list[str]
-    counts: dict[str, dict[str, int]]
-    split: SplitFacts
-    fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +56,14 @@ class Results:
     what: str
     machine: Machine
     jobs: int = 1
-    data: Images | None = None
+    data: StudyData | None = None
     rows: dict[str, Run] = field(default_factory=dict)
 
     @property
     def origin(self):
         """What a summary says of where its figures are from."""
         return {
-            "data": StudyData(self.data.fingerprint, self.data.name, self.data.classes),
+            "data": self.data,
             "machine": StudyMachine(self.machine.processor, self.machine.cores, self.machine.gpu),
             "date": max(row.date for row in self.rows.values()),
         }
@@ -108,15 +102,20 @@ def open_results(path, about):
     if not path.exists():
         return about
     there = read_results(path, type(about))
-
-    def told(results):
-        # Another machine may go on, and the data may lie elsewhere.
-        data = results.data and dataclasses.replace(results.data, name="")
-        return dataclasses.replace(results, machine=about.machine, jobs=1, data=data, rows={})
-
-    if told(there) != told(about):
+    # Another machine may go on, with more runs at once, and the data may lie elsewhere.
+    data = there.data and about.data and dataclasses.replace(there.data, name=about.data.name)
+    same = dataclasses.replace(there, machine=about.machine, jobs=about.jobs, data=data, rows={})
+    if same != about:
         raise InputError(f"{path} holds runs of another recipe, data or folds: name another file")
-    return there
+    return dataclasses.replace(there, jobs=about.jobs)
+
+
+def progress(before, done, total, start):
+    """ "3/9, about 5 min left": `before` were there, `done` came since the time.monotonic() `start`."""
+    left = max(0, total - before - done)
+    if not done or not left:
+        return f"{before + done}/{total}"
+    return f"{before + done}/{total}, about {clock((time.monotonic() - start) / done * left)} left"
 
 
 def run_all(work, path, results):
@@ -125,30 +124,19 @@ def run_all(work, path, results):
     The rows are put into `results`, and that into the file at `path`, as they come; what is there already
     is not run again. Yields (key, row, "3/9, about 5 min left"). InputError where the system ends a process.
     """
-    from lab.console import clock
-
-    rows, todo = results.rows, {key: call for key, call in work.items() if key not in results.rows}
-    start, done = time.monotonic(), 0
-
-    def so_far():
-        line = f"{len(work) - len(todo) + done}/{len(work)}"
-        if not 0 < done < len(todo):
-            return line
-        left = (time.monotonic() - start) / done * (len(todo) - done)
-        return f"{line}, about {clock(left)} left"
-
-    for key in work.keys() - todo.keys():
-        yield key, rows[key], so_far()
+    rows, start = results.rows, time.monotonic()
+    there = [key for key in work if key in rows]
+    for key in there:
+        yield key, rows[key], f"{len(there)}/{len(work)}"
     # Fresh processes: a copy of this one would inherit PyTorch's threads as they stand, and hang.
     with ProcessPoolExecutor(results.jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(call): key for key, call in todo.items()}
+        futures = {pool.submit(call): key for key, call in work.items() if key not in rows}
         try:
-            for future in as_completed(futures):
+            for done, future in enumerate(as_completed(futures), 1):
                 key = futures[future]
                 rows[key] = dataclasses.replace(future.result(), date=now())
                 write_whole(path, as_json(results))
-                done += 1
-                yield key, rows[key], so_far()
+                yield key, rows[key], progress(len(there), done, len(work), start)
         except BrokenProcessPool:
             raise InputError(
                 f"{key}, or a run beside it, was ended by the system, most likely for lack of memory: "

@@ -6,6 +6,7 @@ The test split is not looked at where folds are used: a part of the training spl
 import os
 import time
 import warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -18,10 +19,12 @@ import train
 from data import Split
 from lab import intake, training
 from lab.errors import InputError
+from lab.findings import StudyData
 from lab.limits import LIMITS, Limits
 from lab.machine import check_memory, choose_device, choose_precision, describe_machine
 from lab.recipe import Recipe
-from study.results import Images, Run
+from lab.record import Choices
+from study.results import Run
 
 # What a training fails with for its values: a loss that is not a number, a size that fits nowhere.
 FAULTS = (ValueError, RuntimeError, MemoryError)
@@ -36,6 +39,7 @@ class Where:
     precision: str = "auto"
     limits: Limits = LIMITS
     jobs: int = 1
+    choices: Choices | None = None
 
     @property
     def threads(self):
@@ -55,34 +59,31 @@ class Where:
         machine = describe_machine(device, choose_precision(self.precision, device))
         return replace(machine, threads=self.threads) if self.jobs > 1 else machine
 
-    def about(self, facts):
-        """What every results file says: the machine, the runs at once, and the images with such DataFacts."""
-        data = Images(**{name: getattr(facts, name) for name in Images.__dataclass_fields__})
+    def about(self, recipe, folds=None, vit=False):
+        """What every results file says: the machine, the runs at once, and the images of such a recipe.
+
+        InputError where the images cannot be read, where their training split cannot be cut in `folds`, or
+        where `vit` and its training does not fit in the memory.
+        """
+        images = intake.load_images(self.data, recipe, self.limits, self.choices)
+        if folds:
+            check_folds(images.train, folds)
+        if vit:
+            check_memory(recipe, *self.begin(), len(images.train), len(images.train.classes))
+        data = StudyData(images.facts.fingerprint, images.facts.name, images.facts.classes)
         return {"machine": self.machine(), "jobs": self.jobs, "data": data}
 
 
-@dataclass(frozen=True)
-class Folds:
-    """A cut of the training split in `count` parts, by a seed."""
-
-    count: int = 4
-    seed: int = 0
-
-
-@lru_cache(maxsize=2)
-def _images(data, size, channels, split_seed, limits):
-    recipe = Recipe(image_size=size, patch_size=size, channels=channels, split_seed=split_seed)
-    return intake.load_images(data, recipe, limits)
-
-
-def load_images(where, recipe):
-    """The lab.intake.Images for such a recipe."""
-    return intake.load_images(where.data, recipe, where.limits)
+_load_once = lru_cache(maxsize=2)(intake.load_images)
 
 
 def cached_images(where, recipe):
-    """As load_images; a process that asks for the same pixels again, for its next run, has them at once."""
-    return _images(where.data, recipe.image_size, recipe.channels, recipe.split_seed, where.limits)
+    """The lab.intake.Images for such a recipe; a process that asks for the same again, for its next run, has
+    them at once."""
+    size = recipe.image_size
+    # Only these values change pixels and split; one patch of the whole side divides any image.
+    plain = Recipe(image_size=size, patch_size=size, channels=recipe.channels, split_seed=recipe.split_seed)
+    return _load_once(where.data, plain, where.limits, where.choices)
 
 
 def part_of(split, rows):
@@ -93,19 +94,17 @@ def part_of(split, rows):
 
 def check_folds(split, folds):
     """InputError where a training split cannot be cut: no class has so many different images."""
-    different = {name: set() for name in split.classes}
-    for label, digest in zip(split.labels.tolist(), split.digests):
-        different[split.classes[label]].add(digest)
-    name = max(different, key=lambda name: len(different[name]))
-    if len(different[name]) < folds.count:
+    different = Counter(label for label, _ in set(zip(split.labels.tolist(), split.digests)))
+    ((label, most),) = different.most_common(1)
+    if most < folds:
         raise InputError(
-            f"class {name!r} has {len(different[name])} different training images, and no class has more: "
-            f"too few to cut in {folds.count} folds; add images"
+            f"class {split.classes[label]!r} has {most} different training images, and no class has more: "
+            f"too few to cut in {folds} folds; add images"
         )
 
 
 def fold_of(split, folds, number):
-    """(the rest, the part held out) of fold `number` of a training split.
+    """(the rest, the part held out) of fold `number` of a training split cut in `folds` parts.
 
     Classes are stratified; equal images stay together. A class of few images may lie in one part alone.
     """
@@ -113,10 +112,10 @@ def fold_of(split, folds, number):
     # The groups are numbered in a shuffled order and then cut unshuffled: what shuffle=True does since
     # scikit-learn 1.8. Before that, as on Python 3.10, it mixed up the groups and did not stratify (#32478).
     names, numbers = np.unique(split.digests, return_inverse=True)
-    place = np.argsort(np.random.RandomState(folds.seed).permutation(len(names)))
+    place = np.argsort(np.random.RandomState(0).permutation(len(names)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes with fewer images than folds
-        cut = StratifiedGroupKFold(folds.count).split(split.files, split.labels.tolist(), place[numbers])
+        cut = StratifiedGroupKFold(folds).split(split.files, split.labels.tolist(), place[numbers])
         rest, held_out = next(islice(cut, number, None))
     return part_of(split, rest), part_of(split, held_out)
 
@@ -149,15 +148,24 @@ def train_and_score(train_split, held_out, recipe, where, make_model=train.make_
     start = time.perf_counter()
     try:
         setup = prepare(train_split, held_out, recipe, device, precision, make_model)
-        for epoch in training.epochs(setup, recipe):
-            last = epoch
+        *_, last = training.epochs(setup, recipe)
     except FAULTS as error:
         return Run(failed=reason_of(error))
-    return Run(
-        errors=len(held_out) - last.correct,
-        images=len(held_out),
-        loss=last.test_loss,
-        train_loss=last.train_loss,
-        seconds=time.perf_counter() - start,
-        precision=precision,
-    )
+    seconds = time.perf_counter() - start
+    return Run(**scores_of(last, held_out), seconds=seconds, precision=precision)
+
+
+def scores_of(epoch, held_out):
+    """What a Run says of a train.Epoch."""
+    return {
+        "errors": len(held_out) - epoch.correct,
+        "images": len(held_out),
+        "loss": epoch.test_loss,
+        "train_loss": epoch.train_loss,
+    }
+
+
+def score_fold(where, recipe, folds, number, make_model=train.make_model):
+    """Train on all of so many folds but fold `number`, and score that one: a Run."""
+    split = cached_images(where, recipe).train
+    return train_and_score(*fold_of(split, folds, number), recipe, where, make_model)

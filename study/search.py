@@ -12,14 +12,11 @@ Ctrl-C, for lack of time, or with its process: it does not count, and its values
 import contextlib
 import dataclasses
 import math
-import os
 import re
 import signal
-import socket
-import threading
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -30,16 +27,16 @@ from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrial
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
-from lab import findings, training
+from lab import findings, intake, training
 from lab.console import clock
 from lab.errors import InputError
 from lab.files import write_whole
 from lab.findings import SearchTrial, StudyData, StudyMachine
-from lab.recipe import Recipe
 from lab.record import Machine, as_json
 from study import runs
-from study.results import Value, check_folder, now, read_results
-from study.space import changes_of, params_of, space_of, suggest
+from study.figures import aligned, shown
+from study.results import Value, check_folder, now, progress, read_results
+from study.space import changes_of, space_of, suggest
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it says, this module says in its own lines
 warnings.simplefilter("ignore", ExperimentalWarning)  # of the heartbeat, which is so called since 2021
@@ -74,59 +71,36 @@ def parse_budget(text):
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a study is about: trials are added to it only where all of this is the same."""
-
-    data: str  # the fingerprint
-    folds: int
-    fold: int
-    fold_seed: int
-    fixed: list[str]  # names that are not searched
-
-
-@dataclass(frozen=True)
 class Trial:
     number: int
     state: str  # complete, pruned, failed; put back, lost; running, waiting
     base: bool  # the recipe itself
     again: int | None  # the number of the trial whose values these are
     changed: dict[str, Value]
-    value: float | None
     accuracy: float | None
     loss: float | None
     epochs: int
     seconds: float | None
     failure: str | None
-    worker: str | None
     precision: str | None
-    date: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResults:
     command: ClassVar[str] = "python -m study search"
     what: str = "a search on a validation fold of the training split; the test split was not used"
+    optuna: str = optuna.__version__
     machine: Machine
-    date: str
-    optuna: str
-    settings: Settings
-    recipe: Recipe
-    searched: dict[str, str]
-    best: int | None
-    importances: dict[str, float] | None
-    trials: list[Trial] = field(default_factory=list)
-
-    @property
-    def base(self):
-        """The trial of the recipe itself, if it is complete."""
-        return next((trial for trial in self.trials if trial.base and trial.state == "complete"), None)
+    settings: dict[str, Value | list[str]]  # trials are added only where all of these are the same
+    found: findings.Search | None  # None where no trial is complete
+    trials: list[Trial]
 
 
 # One trial.
 
 
-class TimeUp(Exception):
-    pass
+class TimeUp(KeyboardInterrupt):
+    """A trial was stopped, not by Ctrl-C, but as the time of the search is over."""
 
 
 def score_of(correct, loss, images):
@@ -144,6 +118,7 @@ class Objective:
     """A trial for study.optimize: trains its recipe on one part and scores the other each epoch.
 
     `trial` is the last one that was begun; `stopped` is set to have it end after the batch at hand.
+    `deadline` is a time.monotonic().
     """
 
     def __init__(self, parts, base, space, where, deadline=math.inf):
@@ -159,7 +134,6 @@ class Objective:
 
     def __call__(self, trial):
         self.trial, images = trial, len(self.held_out)
-        trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
         trial.set_user_attr("precision", self.precision)
         suggest(trial, self.space)
         self.tick()
@@ -199,60 +173,56 @@ class Objective:
 # The study.
 
 
+def first_line(error):
+    """What an error of a storage says, shortly: the database's own words where Optuna wraps them."""
+    return str(error.__cause__ or error).strip().splitlines()[0]
+
+
 def open_storage(storage):
     """Optuna's storage at a URL (a database), a path ending in .journal (a journal file), or another path
     (SQLite). InputError if it cannot be used."""
     storage = str(storage)
-    if "://" not in storage:
-        check_folder(Path(storage))
-        if storage.endswith(".journal"):
-            lock = JournalFileOpenLock(storage) if os.name == "nt" else None  # no symbolic links there
-            try:
-                return JournalStorage(JournalFileBackend(storage, lock_obj=lock))
-            except (OSError, ValueError, KeyError) as error:
-                raise InputError(f"cannot use {storage} as a study's journal: {error}") from None
-        storage = f"sqlite:///{Path(storage).resolve()}"
-    # A server may close a connection that an epoch leaves idle: look before using it.
-    options = {"pool_pre_ping": True}
-    if storage.startswith("sqlite"):
-        options["connect_args"] = {"timeout": 60}  # seconds to wait for another process's write
+    if "://" in storage:
+        # A server may close a connection that an epoch leaves idle: look before using it.
+        return _open_database(storage, pool_pre_ping=True)
+    check_folder(Path(storage))
+    if storage.endswith(".journal"):
+        try:
+            # Of Optuna's two locks the one that works on Windows too, which has no symbolic links.
+            return JournalStorage(JournalFileBackend(storage, lock_obj=JournalFileOpenLock(storage)))
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"cannot use {storage} as a study's journal: {error}") from None
+    # timeout: seconds to wait for another process's write. isolation_level: Python's sqlite3 begins no
+    # transaction of its own.
+    how = {"timeout": 60, "isolation_level": None}
+    database = _open_database(f"sqlite:///{Path(storage).resolve()}", connect_args=how)
+
+    # Optuna reads a trial's state and then sets it, with SELECT FOR UPDATE, which SQLite lacks: two processes
+    # could take the same trial from the queue, or put the same lost one back twice. So each transaction
+    # begins with the write lock.
+    @sqlalchemy.event.listens_for(database.engine, "begin")
+    def begin(connection):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return database
+
+
+def _open_database(url, **options):
     for attempt in range(4):
         try:
-            database = RDBStorage(
-                storage,
+            return RDBStorage(
+                url,
                 engine_kwargs=options,
                 heartbeat_interval=BEAT,
                 grace_period=GRACE,
                 # Once: a trial that ends a second process may be the cause, by filling the memory.
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=1),
             )
-            break
         except Exception as error:
             # Processes that start together all find an empty database and make the same tables.
             if attempt == 3 or isinstance(error, (ImportError, ValueError)):
-                reason = str(error.__cause__ or error).strip().splitlines()[0]
-                raise InputError(f"cannot open the study's database: {reason}") from None
+                raise InputError(f"cannot open the study's database: {first_line(error)}") from None
             time.sleep(1 + attempt)
-    if storage.startswith("sqlite"):
-        _lock_before_reading(database.engine)
-    return database
-
-
-def _lock_before_reading(engine):
-    """Make each transaction of a SQLite database begin with the write lock.
-
-    Optuna reads a trial's state and then sets it, with SELECT FOR UPDATE, which SQLite lacks: two processes
-    could take the same trial from the queue, or put the same lost one back twice.
-    """
-    engine.dispose()  # connections made so far would not know
-
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def connect(connection, record):
-        connection.isolation_level = None  # Python's sqlite3 begins no transaction of its own
-
-    @sqlalchemy.event.listens_for(engine, "begin")
-    def begin(connection):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def open_study(storage, name, settings, first, epochs):
@@ -264,27 +234,25 @@ def open_study(storage, name, settings, first, epochs):
         "storage": storage,
         "study_name": name,
         "direction": "maximize",
+        # In the first quarter, much of it warm-up, scores say little about the last ones.
         "pruner": optuna.pruners.MedianPruner(n_startup_trials=FIRST, n_warmup_steps=max(1, epochs // 4)),
         "sampler": optuna.samplers.TPESampler(n_startup_trials=FEWEST),
     }
     try:
         study = optuna.create_study(**made)
+        study.set_user_attr("settings", settings)
         study.enqueue_trial(first, user_attrs={"base": True})
-        study.set_user_attr("settings", settings)  # the last step: others wait for it
         return study
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.create_study(**made, load_if_exists=True)
-    patience = time.monotonic() + 10
-    while not (theirs := study.user_attrs.get("settings")):
-        if time.monotonic() > patience:
-            raise InputError(f"the study {name!r} was never set up: remove it, or name another results file")
-        time.sleep(0.2)
-    if theirs != settings:
-        other = [
-            f"{key} {theirs.get(key)} there, {settings.get(key)} here"
-            for key in sorted({*theirs, *settings})
-            if theirs.get(key) != settings.get(key)
-        ]
+    # None in the instant between the two lines above, in another process that was started with this one.
+    theirs = study.user_attrs.get("settings", settings)
+    other = [
+        f"{key} {theirs.get(key)} there, {value} here"
+        for key, value in sorted(settings.items())
+        if theirs.get(key) != value
+    ]
+    if other:
         raise InputError(
             f"the study {name!r} was begun with other settings ({'; '.join(other)}): "
             "give the same, or name another results file"
@@ -310,16 +278,8 @@ def put_back(study, trial):
         study.tell(trial.number, state=TrialState.FAIL)
     elif frozen.state != TrialState.FAIL:
         return  # it had ended
-    about = {"again": trial.number} | {key: True for key in ("base",) if frozen.user_attrs.get(key)}
+    about = {"again": trial.number, "base": frozen.user_attrs.get("base", False)}
     study.enqueue_trial(frozen.system_attrs.get("fixed_params", {}) | frozen.params, user_attrs=about)
-
-
-def was_stopped(error):
-    """Whether an error only follows from a Ctrl-C, such as one that came while Optuna held a file's lock."""
-    while error := error.__cause__ or error.__context__:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-    return False
 
 
 @contextlib.contextmanager
@@ -328,9 +288,6 @@ def stop_between_batches(objective):
 
     Raised anywhere, it could leave a transaction open, and this process would then wait for its own lock.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def stop(number, frame):
         objective.stopped = True
@@ -345,34 +302,34 @@ def stop_between_batches(objective):
 
 def run_trials(study, objective, budget, say):
     """Run trials of the study until the budget is used up, or Ctrl-C."""
-    start, already = time.monotonic(), len(trials_in(study, *ENDED))
+    start, before = time.monotonic(), len(trials_in(study, *ENDED))
     objective.deadline = start + budget.seconds if budget.seconds else math.inf
-    if budget.trials and already >= budget.trials:
+    if budget.trials and before >= budget.trials:
         return
 
-    def tell(study, trial):
-        say(f"trial {trial.number:3}  {_outcome(trial)}; {_so_far(study, budget, start, already)}")
+    def after_each(study, trial):
+        best, ended = best_of(study), len(trials_in(study, *ENDED))
+        left = f"{clock(max(0, objective.deadline - time.monotonic()))} left" if budget.seconds else ""
+        left = left or progress(before, ended - before, budget.trials, start)
+        so_far = f"best {best.user_attrs['accuracy']:.2%} (trial {best.number}); " if best else ""
+        say(f"trial {trial.number:3}  {_outcome(trial)}; {so_far}{left}")
+        if budget.trials and ended >= budget.trials:
+            study.stop()
 
-    callbacks = [tell]
-    if budget.trials:
-        callbacks.append(optuna.study.MaxTrialsCallback(budget.trials, states=ENDED))
     while True:
-        left = None if budget.trials else max(0.0, objective.deadline - time.monotonic())
+        seconds = max(0.0, objective.deadline - time.monotonic()) if budget.seconds else None
         try:
             with stop_between_batches(objective):
-                return study.optimize(objective, timeout=left, callbacks=callbacks)
-        except TimeUp:
+                return study.optimize(objective, timeout=seconds, callbacks=[after_each])
+        except KeyboardInterrupt as stop:
             put_back(study, objective.trial)
+            if not isinstance(stop, TimeUp):
+                raise
             number = objective.trial.number
             return say(f"trial {number:3}  stopped, time is up; the same command begins with it again")
         except (UpdateFinishedTrialError, ValueError):  # ValueError: so says Optuna where a result comes late
             number = objective.trial.number
             say(f"trial {number:3}  is no longer this process's, which gave no sign of life for a while")
-        except (KeyboardInterrupt, OSError, RuntimeError, StorageInternalError) as error:
-            if not isinstance(error, KeyboardInterrupt) and not was_stopped(error):
-                raise
-            put_back(study, objective.trial)
-            raise KeyboardInterrupt from None
 
 
 def _outcome(trial):
@@ -384,29 +341,16 @@ def _outcome(trial):
     return f"{trial.state.name.lower():8} {about['accuracy']:.2%}, loss {about['loss']:.4f}{end}"
 
 
-def _so_far(study, budget, start, already):
-    """The best trial and what is left of the budget, for a trial's line."""
-    best, passed = best_of(study), time.monotonic() - start
-    so_far = f"best {best.user_attrs['accuracy']:.2%} (trial {best.number}); " if best else ""
-    if not budget.trials:
-        return f"{so_far}{clock(max(0, budget.seconds - passed))} left"
-    ended = len(trials_in(study, *ENDED))
-    left = passed / max(1, ended - already) * max(0, budget.trials - ended)
-    return f"{so_far}{ended}/{budget.trials} trials, about {clock(left)} left"
-
-
 # What was found.
 
 
 def importances(study):
-    """{parameter: share of the importance}, largest first, by PED-ANOVA (Watanabe et al. 2023,
+    """{parameter: share of the importance}, largest first, by Optuna's PED-ANOVA (Watanabe et al. 2023,
     arXiv:2304.10255); None from too few or equal trials."""
     complete = trials_in(study, TrialState.COMPLETE)
     if len(complete) < FEWEST or len({trial.value for trial in complete}) < 2:
         return None
-    judge = optuna.importance.PedAnovaImportanceEvaluator()
-    shares = optuna.importance.get_param_importances(study, evaluator=judge)
-    return {name: float(share) for name, share in shares.items()}
+    return optuna.importance.get_param_importances(study)
 
 
 def _again(trial):
@@ -429,118 +373,97 @@ def describe_trial(trial, base, retried):
         base=bool(about.get("base")),
         again=_again(trial),
         changed=changes_of(trial.params, base),
-        value=trial.value if trial.state == TrialState.COMPLETE else None,
         accuracy=about.get("accuracy"),
         loss=about.get("loss"),
         epochs=len(trial.intermediate_values),
         seconds=(complete - trial.datetime_start).total_seconds() if complete else None,
         failure="its process was lost twice" if state == "lost" else about.get("failure"),
-        worker=about.get("worker"),
         precision=about.get("precision"),
-        date=complete.isoformat(timespec="seconds") if complete else None,
     )
 
 
 def write_results(path, study, base, settings, space, machine):
-    """The study as JSON at `path`, and the best recipe, if any, as .toml beside it -> SearchResults."""
-    trials = study.get_trials(deepcopy=False)
-    retried, best = set(map(_again, trials)), best_of(study)
-    results = SearchResults(
-        machine=machine,
-        date=now(),
-        optuna=optuna.__version__,
-        settings=settings,
+    """Write the study as JSON to `path`, and its best recipe as .toml beside it -> lab.findings.Search, or
+    None where no trial is complete."""
+    frozen = study.get_trials(deepcopy=False)
+    retried, best = set(map(_again, frozen)), best_of(study)
+    trials = [describe_trial(trial, base, retried) for trial in frozen]
+    ended = [trial for trial in trials if trial.state in ("complete", "pruned", "failed")]
+    of_base = next((trial for trial in ended if trial.base and trial.state == "complete"), None)
+    found = best and findings.Search(
         recipe=base,
-        searched={name: str(kind) for name, kind in space.items()},
-        best=None if best is None else best.number,
-        importances=importances(study),
-        trials=[describe_trial(trial, base, retried) for trial in trials],
-    )
-    write_whole(path, as_json(results))
-    if best is not None:
-        trial, target = results.trials[best.number], path.with_suffix(".toml")
-        complete = sum(trial.state == "complete" for trial in results.trials)
-        head = (
-            f"# The best of {complete} complete trials of a search, trial {best.number}: "
-            f"{trial.accuracy:.2%} on the validation part.\n#\n"
-            f"#     python run.py --student-id 0812345 --data dataset.zip --recipe {target.name}\n#\n"
-        )
-        write_whole(target, head + found_recipe(results).as_toml())
-    return results
-
-
-def found_recipe(results):
-    """The Recipe of the best trial."""
-    return dataclasses.replace(results.recipe, **results.trials[results.best].changed)
-
-
-def summary(results):
-    """SearchResults -> lab.findings.Search. IndexError or TypeError where no trial is complete."""
-    ended = [trial for trial in results.trials if trial.state in ("complete", "pruned", "failed")]
-
-    def shown(trial):
-        return SearchTrial(trial.number, trial.changed, trial.accuracy, trial.loss, trial.epochs)
-
-    machine, states = results.machine, [trial.state for trial in ended]
-    return findings.Search(
-        recipe=results.recipe,
         machine=StudyMachine(machine.processor, machine.cores, machine.gpu),
-        data=StudyData(results.settings.data),
-        date=results.date,
-        searched=list(results.searched),
-        folds=results.settings.folds,
-        states={state: states.count(state) for state in ("complete", "pruned", "failed")},
+        data=StudyData(settings["data"]),
+        date=now(),
+        searched=list(space),
+        folds=settings["folds"],
+        states={state: sum(t.state == state for t in ended) for state in ("complete", "pruned", "failed")},
         seconds=sum(trial.seconds for trial in ended),
-        base=results.base and shown(results.base),
-        best=shown(results.trials[results.best]),
-        importances=results.importances,
+        base=of_base and _shown(of_base),
+        best=_shown(trials[best.number]),
+        importances=importances(study),
     )
+    about = {"machine": machine, "settings": settings}
+    write_whole(path, as_json(SearchResults(**about, found=found, trials=trials)))
+    if found:
+        head = (
+            f"# The best of {found.states['complete']} complete trials of a search, trial {best.number}: "
+            f"{found.best.accuracy:.2%} on the validation part.\n"
+        )
+        write_whole(path.with_suffix(".toml"), head + found_recipe(found).as_toml())
+    return found
 
 
-def table_of(results):
-    """The best recipe beside the base, as lines."""
-    best, base = results.trials[results.best], results.base
-    yield f"{'':22} {'recipe':>10} {'trial ' + str(best.number):>10}"
+def _shown(trial):
+    return SearchTrial(trial.number, trial.changed, trial.accuracy, trial.loss, trial.epochs)
+
+
+def found_recipe(found):
+    """The Recipe of the best trial."""
+    return dataclasses.replace(found.recipe, **found.best.changed)
+
+
+def table_of(found):
+    """The best recipe of a lab.findings.Search beside the recipe itself, as lines."""
+    best, base = found.best, found.base
+    table = [["", "recipe", f"trial {best.number}"]]
     for name, form in (("accuracy", ".2%"), ("loss", ".4f")):
-        before = format(getattr(base, name), form) if base else "-"
-        yield f"{'validation ' + name:22} {before:>10} {format(getattr(best, name), form):>10}"
-    for name, value in best.changed.items():
-        yield f"{name:22} {getattr(results.recipe, name)!s:>10} {value!s:>10}"
+        before = shown(base and getattr(base, name), form)
+        table.append([f"validation {name}", before, format(getattr(best, name), form)])
+    table += [[name, str(getattr(found.recipe, name)), str(value)] for name, value in best.changed.items()]
+    yield from aligned(table)
     if not best.changed:
         yield "no trial was better than the recipe itself"
-    if results.importances:
-        most = [f"{name} {share:.0%}" for name, share in list(results.importances.items())[:5]]
+    if found.importances:
+        most = [f"{name} {share:.0%}" for name, share in list(found.importances.items())[:5]]
         yield f"what mattered most (PED-ANOVA): {', '.join(most)}"
 
 
 def search(where, base, fixed, folds, fold, budget, output, *, storage=None, say=print):
-    """Search from the recipe `base` on one fold, and write what was found to `output` -> SearchResults.
+    """Search from the recipe `base` on one of so many folds, and write what is found -> lab.findings.Search.
 
     fixed: names of hyperparameters that keep their values; storage: as for open_storage, by default a
     SQLite file beside `output`. InputError also where no trial succeeded.
     """
-    check_folder(output)
     if output.exists():
         read_results(output, SearchResults)  # nothing else is written over
-    machine, images = where.machine(), runs.load_images(where, base)
+    machine, images = where.machine(), intake.load_images(where.data, base, where.limits, where.choices)
     parts = runs.fold_of(images.train, folds, fold)
-    settings = Settings(images.facts.fingerprint, folds.count, fold, folds.seed, sorted(fixed))
+    settings = {"data": images.facts.fingerprint, "folds": folds, "fold": fold, "fixed": sorted(fixed)}
+    settings |= base.as_dict()
     space = space_of(base, fixed, len(parts[0]))
-    first, about = params_of(base, space), vars(settings) | base.as_dict()
+    first = {name: getattr(base, name) for name in space}  # the recipe itself
     try:
-        study = open_study(
-            open_storage(storage or output.with_suffix(".db")), output.stem, about, first, base.epochs
-        )
+        opened = open_storage(storage or output.with_suffix(".db"))
+        study = open_study(opened, output.stem, settings, first, base.epochs)
         try:
             run_trials(study, Objective(parts, base, space, where), budget, say)
         finally:
-            results = write_results(output, study, base, settings, space, machine)
+            found = write_results(output, study, base, settings, space, machine)
     except (OSError, RuntimeError, StorageInternalError) as error:
-        if was_stopped(error):
-            raise KeyboardInterrupt from None
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise InputError(f"the study's storage failed ({reason}): the same command goes on") from None
-    if results.best is None:
+        reason = f"the study's storage failed ({first_line(error)})"
+        raise InputError(f"{reason}: the same command goes on") from None
+    if not found:
         raise InputError(f"no trial of the search succeeded: {output} says why; a larger budget tries more")
-    say("\n".join(["", *table_of(results), f"{output}, and the recipe: {output.with_suffix('.toml')}"]))
-    return results
+    say("\n".join(["", *table_of(found), f"{output}, and the recipe: {output.with_suffix('.toml')}"]))
+    return dataclasses.replace(found, fresh=True, file=output.name)

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from lab.errors import InputError
 from lab.recipe import Recipe, load_recipe, read_toml
-from study.noise import mean
-from study.results import Results, Run, check_folder, run_study
+from study import figures
+from study.results import Results, Run, read_results, run_study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,6 @@ class TrialResults(Results):
     command: ClassVar[str] = "python -m study trials"
     what: str = "errors on the validation folds of the training split; the test split was not used"
     folds: int
-    fold_seed: int
     rows: dict[str, TrialRun] = field(default_factory=dict)
 
 
@@ -35,35 +34,31 @@ def load_trials(path, base="default"):
 def run_one(where, recipe, folds, number):
     from study import runs  # imports PyTorch
 
-    split = runs.cached_images(where, recipe).train
-    run = runs.train_and_score(*runs.fold_of(split, folds, number), recipe, where)
-    return TrialRun(**vars(run) | {"recipe": recipe})
+    return TrialRun(**vars(runs.score_fold(where, recipe, folds, number)) | {"recipe": recipe})
 
 
 def run_trials(where, recipes, folds, output, say=print):
     """Run what the file `output` lacks of {name: Recipe} on all folds, and say how they compare."""
-    from study import runs
-
-    check_folder(output)
-    images = runs.load_images(where, next(iter(recipes.values())))
-    runs.check_folds(images.train, folds)
-    about = TrialResults(**where.about(images.facts), folds=folds.count, fold_seed=folds.seed)
+    about = TrialResults(**where.about(next(iter(recipes.values())), folds), folds=folds)
     work = {
         f"{name} | fold {number}": partial(run_one, where, recipe, folds, number)
-        for number in range(folds.count)
+        for number in range(folds)
         for name, recipe in recipes.items()
     }
+    there = read_results(output, TrialResults).rows if output.exists() else {}
+    for key in there.keys() & work.keys():
+        if there[key].recipe != work[key].args[1]:
+            raise InputError(f"{output} holds runs of another recipe as {key!r}: name another file")
     rows = run_study(work, output, about, say).rows
-    say("\n".join(table_of({n: [rows[f"{n} | fold {i}"] for i in range(folds.count)] for n in recipes})))
+    trials = {name: {n: rows[f"{name} | fold {n}"] for n in range(folds)} for name in recipes}
+    say("\n".join(["", *table_of(trials)]))
 
 
-def table_of(of_trial):
-    """{name: rows} as lines for the terminal."""
-    yield f"\n{'trial':40} {'folds':>5} {'wrong':>6} {'accuracy':>9} {'loss':>7} {'s each':>7}"
-    whole = {name: rows for name, rows in of_trial.items() if not any(row.failed for row in rows)}
-    for name, rows in sorted(whole.items(), key=lambda item: sum(row.errors for row in item[1])):
-        wrong, images = sum(row.errors for row in rows), sum(row.images for row in rows)
-        loss, seconds = mean(row.loss for row in rows), mean(row.seconds for row in rows)
-        yield f"{name:40} {len(rows):5} {wrong:6} {1 - wrong / images:9.2%} {loss:7.3f} {seconds:7.0f}"
-    for name in of_trial.keys() - whole.keys():
-        yield f"{name:40} failed"
+def table_of(trials):
+    """{name: {fold: row}} as lines for the terminal, accuracies in %."""
+    wrong = {name: sum(run.errors for run in figures.whole(group)) for name, group in trials.items()}
+    best_first = sorted(
+        trials, key=lambda name: (len(trials[name]) - len(figures.whole(trials[name])), wrong[name])
+    )
+    table = [[name, str(wrong[name]), *figures.cells(**figures.of(trials[name]))] for name in best_first]
+    return figures.aligned([["trial", "wrong", *figures.CELLS], *table])

@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import run
 from lab.record import read_record
+from report import rehearsal
 
 ROOT = Path(__file__).parent.parent
 NEU_SIZES = {"crazing": 10, "inclusion": 10, "patches": 10}
@@ -49,6 +50,12 @@ def zip_folder(folder, path):
         for file in sorted(folder.rglob("*")):
             archive.write(file, file.relative_to(folder))
     return path
+
+
+@pytest.fixture(autouse=True)
+def answers_in_this_process(monkeypatch):
+    """Answers are filled in here: a process with limits for each costs seconds (test_answers.py has them)."""
+    monkeypatch.setattr(rehearsal, "_in_child", rehearsal.fill)
 
 
 @pytest.fixture

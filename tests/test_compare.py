@@ -2,20 +2,23 @@
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
+from concurrent.futures import Executor, Future
 
 import pytest
 import torch
-from conftest import NEU_SIZES, TINY, make_folder, zip_folder
+from conftest import NEU_SIZES, ROOT, TINY, make_folder, zip_folder
 
 import data
 import train
 from lab import machine
+from lab.findings import StudyData
 from lab.recipe import load_recipe, parse_setting
-from lab.record import Machine, SplitFacts, as_json
-from study import cnn, compare
+from lab.record import Machine, as_json
+from study import cnn, compare, results
 from study.__main__ import main
-from study.results import Images, read_results
+from study.results import read_results
 from study.runs import Where
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,6 +31,23 @@ def tiny(**changes):
 
 def parameters(model):
     return sum(p.numel() for p in model.parameters())
+
+
+class InThisProcess(Executor):
+    """In place of fresh processes, which take seconds to import PyTorch."""
+
+    def __init__(self, jobs, context):
+        pass
+
+    def submit(self, call):
+        future = Future()
+        future.set_result(call())
+        return future
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    monkeypatch.setattr(results, "ProcessPoolExecutor", InThisProcess)
 
 
 @pytest.fixture
@@ -53,7 +73,7 @@ def test_the_small_cnn_is_of_the_default_vits_size():
     vit, small = train.make_model(recipe, 6), cnn.make_cnn(recipe, 6)
     assert parameters(small) == pytest.approx(parameters(vit), rel=0.1)
     shape = (recipe.channels, recipe.image_size, recipe.image_size)
-    ratio = compare.count_mult_adds(small, shape) / compare.count_mult_adds(vit, shape)
+    ratio = cnn.count_mult_adds(small, shape) / cnn.count_mult_adds(vit, shape)
     assert 0.75 < ratio < 1.33
 
 
@@ -74,7 +94,7 @@ def test_mult_adds_and_parameters_of_resnet18_are_the_published_ones():
     """torchvision's page of ResNet18_Weights: 11689512 parameters, 1.81 GFLOPS (multiply-adds)."""
     model = cnn.make_resnet18(load_recipe("default", [("channels", 3)]), 1000)
     assert parameters(model) == 11_689_512
-    assert compare.count_mult_adds(model, (3, 224, 224)) == pytest.approx(1.81e9, rel=0.005)
+    assert cnn.count_mult_adds(model, (3, 224, 224)) == pytest.approx(1.81e9, rel=0.005)
 
 
 def test_mult_adds_of_the_vit_count_attention_too():
@@ -83,7 +103,7 @@ def test_mult_adds_of_the_vit_count_attention_too():
     n, inner = patches + 1, r.heads * r.dim_head
     block = n * (3 * r.dim * inner + inner * r.dim + 2 * r.dim * r.mlp_dim) + 2 * n * n * inner
     by_hand = patches * r.channels * r.patch_size**2 * r.dim + r.depth * block + r.dim * 5
-    assert compare.count_mult_adds(train.make_model(r, 5), (1, 32, 32)) == by_hand
+    assert cnn.count_mult_adds(train.make_model(r, 5), (1, 32, 32)) == by_hand
 
 
 def test_every_weight_of_the_cnns_is_trained_and_only_matrices_and_kernels_decay():
@@ -120,14 +140,16 @@ def test_shares_are_nested_stratified_and_hold_no_test_image(images):
     assert compare.share_of(train, 25, seed=1).files != parts[25].files
 
 
-def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys):
+def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     zip_path = zip_folder(make_folder(tmp_path / "images", NEU_SIZES), tmp_path / "d.zip")
     recipe = tmp_path / "tiny.toml"
     recipe.write_text("\n".join(SETTINGS))
     output = tmp_path / "o.json"
     args = ["compare", "--data", str(zip_path), "--recipe", str(recipe), "--output", str(output)]
     args += ["--seeds", "0", "--shares", "50", "100", "--models", "vit", "cnn", "--jobs", "2"]
-    assert main(args) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "ProcessPoolExecutor", InThisProcess)
+        assert main(args) == 0
     record = json.loads(output.read_text())
     assert len(record["rows"]) == 4
     assert str(tmp_path) not in output.read_text()
@@ -136,7 +158,7 @@ def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys):
             row = record["rows"][f"{name} | {share} % | seed 0"]
             assert row["train_images"] == images
             assert row["images"] == 9
-            assert row["accuracy"] == pytest.approx(1 - row["errors"] / 9) == row["history"][-1]["accuracy"]
+            assert row["history"][-1]["accuracy"] == pytest.approx(1 - row["errors"] / 9)
             assert [entry["epoch"] for entry in row["history"]] == [1, 2]
             assert 0 < row["history"][0]["seconds"] < row["history"][1]["seconds"]
             assert row["seconds"] == pytest.approx(row["history"][1]["seconds"], abs=1e-3)
@@ -148,7 +170,8 @@ def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys):
     del record["rows"]["cnn | 50 % | seed 0"]
     record["rows"]["vit | 50 % | seed 0"]["errors"] = 77  # would show if it were run again
     output.write_text(json.dumps(record))
-    assert main(args) == 0
+    assert main([*args, "--jobs", "1"]) == 0  # in a process of its own
+    assert json.loads(output.read_text())["jobs"] == 1  # this call's
     again = json.loads(output.read_text())["rows"]
     assert again["vit | 50 % | seed 0"]["errors"] == 77
     assert again["cnn | 50 % | seed 0"]["train_images"] == 12
@@ -160,6 +183,18 @@ def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys):
     assert json.loads(output.read_text())["rows"] == again
 
 
+def test_recorded_rows_without_times_are_gone_on_from(tmp_path):
+    path = ROOT / "study" / "recorded" / "neu-cls-compare.json"
+    shutil.copy(path, tmp_path)
+    recorded, said = read_results(path, compare.ComparisonResults), []
+    rows = recorded.rows
+    assert rows["resnet18 | 100 % | seed 0"].seconds is None
+    about = dataclasses.replace(recorded, machine=MACHINE, jobs=3, rows={})
+    found = results.run_study(dict.fromkeys(rows), tmp_path / path.name, about, said.append)
+    assert (found.rows, found.jobs, len(said)) == (rows, 3, len(rows))
+    assert list(compare.table_of(compare.summary(found)))
+
+
 def test_a_network_that_cannot_be_trained_is_a_row_that_says_so(tmp_path):
     folder = make_folder(tmp_path / "d", {"a": 13, "b": 12})  # 9 + 8 images: the last batch has one
     row = compare.run_one(Where(str(folder)), tiny(), "resnet18", 100)
@@ -169,7 +204,7 @@ def test_a_network_that_cannot_be_trained_is_a_row_that_says_so(tmp_path):
 
 
 MACHINE = Machine("Linux", "3.11", "AMD EPYC", 2, 1, "cpu", None, {})
-IMAGES = Images("steel.zip", [], {}, SplitFacts(70, 42), "a")
+IMAGES = StudyData("a", "steel.zip", [])
 
 
 def results_of(rows, recipe=None, images=IMAGES):
@@ -184,7 +219,8 @@ def rows_of(name, accuracies, seconds, share=100, train_images=10):
             seed=seed,
             threads=1,
             date=f"2026-01-0{1 + seed}",
-            accuracy=accuracy,
+            errors=round(100 - 100 * accuracy),
+            images=100,
             train_images=train_images,
             parameters=5,
             mult_adds=7,

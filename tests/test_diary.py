@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import NEU_SIZES, TINY, make_folder, zip_folder
-from test_compare import IMAGES, MACHINE
+from test_compare import IMAGES, MACHINE, in_this_process  # noqa: F401, a fixture
 
 import train
 from lab.errors import InputError
@@ -16,9 +16,9 @@ from lab.record import as_json
 from study import diary
 from study.__main__ import main
 from study.results import Results, Run, read_results, run_all
-from study.runs import Folds, Where
+from study.runs import Where
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process")
 DIARY = """
 [start]
 epochs = 1
@@ -55,7 +55,7 @@ def test_every_setting_differs_from_the_start_in_one_value(diary_file, base):
 
 def test_all_runs_of_a_fold_have_its_seed_and_the_start_comes_along(diary_file, base):
     plan = diary.load_plan(diary_file, base)
-    work = diary.work_of(Where("d.zip"), plan, Folds(3))
+    work = diary.work_of(Where("d.zip"), plan, 3)
     assert len(work) == 3 * (1 + len(plan.settings))
     assert {(call.args[1].seed, call.args[-1]) for call in work.values()} == {(0, 0), (1, 1), (2, 2)}
     assert next(iter(work)) == "start | fold 0"
@@ -116,7 +116,6 @@ def results_of(rows, folds=3, recipe=None, images=IMAGES):
         name="default",
         recipe=recipe or {},
         folds=folds,
-        fold_seed=0,
         rows={str(i): row for i, row in enumerate(rows)},
     )
 
@@ -145,7 +144,7 @@ def test_summary_is_the_hand_count(tmp_path):
     assert half.difference == pytest.approx(-0.10)
 
     lines = list(diary.table_of(table))
-    assert lines[2].split()[:7] == ["depth", "=", "3", "3", "90.00", "1.00", "-4.00"]
+    assert lines[2].split()[:8] == ["depth", "=", "3", "3", "90.00", "1.00", "2", "-4.00"]
     assert ["within noise" in line for line in lines[1:]] == [False, False, True, True]
 
 
@@ -224,8 +223,14 @@ def test_trials_keep_failures_too_and_print_the_errors_of_all_folds(tmp_path, ca
         assert rows[f"as it is | fold {fold}"]["images"] in (9, 10, 11, 12)
     wrong = sum(rows[f"as it is | fold {fold}"]["errors"] for fold in (0, 1))
     line = next(line for line in said.splitlines() if line.startswith("as it is"))
-    assert line.split()[3:5] == ["2", str(wrong)]
+    assert line.split()[3:5] == [str(wrong), "2"]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+    plan = tmp_path / "trials.toml"
+    plan.write_text(TRIALS.replace("epochs = 2 }", "epochs = 3 }"))
+    assert main(args) == 2
+    assert "holds runs of another recipe as 'more epochs | fold" in capsys.readouterr().err
+    plan.write_text(TRIALS)
 
     zip_path.unlink()
     zip_folder(make_folder(tmp_path / "others", NEU_SIZES | {"one more": 9}), zip_path)
@@ -249,7 +254,8 @@ def test_a_training_set_that_cannot_be_cut_is_one_line_that_names_a_class(tmp_pa
     assert not (tmp_path / "o.json").exists()
 
 
-def test_a_process_that_the_system_ends_is_one_line_and_loses_no_result(tmp_path):
+def test_a_process_that_the_system_ends_is_one_line_and_loses_no_result(tmp_path, monkeypatch):
+    monkeypatch.undo()  # processes, not in_this_process
     output, results = tmp_path / "o.json", Results(what="a test", machine=MACHINE)
     work = run_all({"a": partial(Run, errors=3), "b": partial(os._exit, 9)}, output, results)
     assert next(work)[0] == "a"

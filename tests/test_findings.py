@@ -5,16 +5,22 @@ import json
 
 import filelock
 import pytest
-from conftest import NEU_SIZES, ROOT, TINY, make_folder, run_program, zip_folder
+from conftest import NEU_SIZES, ROOT, TINY, TINY_SETTINGS, call, make_folder, refused, zip_folder
 from pypdf import PdfReader
+from test_compare import in_this_process  # noqa: F401, a fixture
 
+import run
 from lab.errors import InputError
 from lab.limits import Limits
 from lab.options import FRESH
 from lab.recipe import load_recipe, parse_setting
+from lab.record import as_json
 from study import findings
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread", "in_this_process"),
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+]
 PLAN = """
 [start]
 epochs = 1
@@ -64,34 +70,30 @@ def test_recorded_studies_of_the_project_can_be_read():
         (["--compare", "images.zip"], "does not hold results of python -m study compare"),
     ],
 )
-def test_studies_that_cannot_be_are_refused_before_any_work(tmp_path, extra, message):
+def test_studies_that_cannot_be_are_refused_before_any_work(tmp_path, monkeypatch, capsys, extra, message):
+    monkeypatch.chdir(tmp_path)
     zip_folder(make_folder(tmp_path / "images", NEU_SIZES), tmp_path / "images.zip")
-    args = ["--student-id", "s1", *extra]
-    if "--report-only" not in extra:
-        args += ["--data", "images.zip", *[f"--set={text}" for text in TINY]]
-    process = run_program(ROOT / "run.py", *args, "--quiet", cwd=tmp_path)
-    assert process.returncode == 2
-    assert message in process.stderr
-    assert process.stderr.count("\n") == 1
+    source = [] if "--report-only" in extra else ["--data", "images.zip", *TINY_SETTINGS]
+    assert message in refused(capsys, "--student-id", "s1", "--quiet", *source, *extra)
     assert not (tmp_path / "outputs" / "s1").exists()
 
 
-def test_a_search_comes_first_its_recipe_is_trained_and_the_report_tells_of_both(tmp_path):
+def test_a_search_comes_first_its_recipe_is_trained_and_the_report_tells_of_both(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
     zip_folder(make_folder(tmp_path / "images", NEU_SIZES), tmp_path / "dataset.zip")
-    sets = [f"--set={text}" for text in TINY]
-    args = ["--student-id", "s1", *sets, "--study", "--budget", "4", "--no-verify"]
-    process = run_program(ROOT / "run.py", *args, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    assert "Studies" in process.stdout
+    args = ["--student-id", "s1", *TINY_SETTINGS, "--set", "epochs=2", "--study", "--budget", "2"]
+    assert call(*args, "--no-verify") == 0
+    assert "Studies" in capsys.readouterr().out
     study = json.loads((tmp_path / "outputs" / "s1-studies" / "search.json").read_text())
-    assert len(study["trials"]) == 4
+    assert len(study["trials"]) == 2
     record = json.loads((tmp_path / "outputs" / "s1" / "run" / "record.json").read_text())
-    changed = study["trials"][study["best"]]["changed"]
+    changed = study["found"]["best"]["changed"]
     assert record["recipe"]["name"] == ("search" if changed else "default")
     for name, value in changed.items():
         assert record["recipe"]["values"][name] == value
-    for text in TINY:  # what was set by hand is not searched
-        name, value = parse_setting(text)
+    for name, value in [*map(parse_setting, TINY[:-6]), ("epochs", 2)]:  # set by hand, so not searched
         assert record["recipe"]["values"][name] == value
     pdf = PdfReader(tmp_path / "outputs" / "s1" / "s1_Lab8_Homework.pdf")
     text = " ".join(" ".join(page.extract_text() for page in pdf.pages).split())
@@ -99,11 +101,10 @@ def test_a_search_comes_first_its_recipe_is_trained_and_the_report_tells_of_both
     assert f"{record['findings']['search']['states']['complete']} complete trials" in text
 
     # New words later, with a diary named then
-    recorded = findings.STUDIES / "neu-cls-diary.json"
-    args = ["--student-id", "s1", "--report-only", "--diary", recorded]
-    process = run_program(ROOT / "run.py", *args, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    again = json.loads((tmp_path / "outputs" / "s1" / "run" / "record.json").read_text())
+    recorded, drawn = findings.STUDIES / "neu-cls-diary.json", []
+    monkeypatch.setattr(run, "draw", lambda record, *_: drawn.append(record))
+    assert call("--student-id", "s1", "--report-only", "--diary", recorded) == 0
+    again = json.loads(as_json(drawn.pop()))
     assert again["findings"]["diary"]["fresh"] is True
     assert again["findings"]["search"] == record["findings"]["search"]
     assert again["results"] == record["results"]
@@ -115,6 +116,7 @@ def test_studies_within_the_run_are_made_with_its_recipe_device_precision_and_li
     monkeypatch.setattr(findings, "DIARY_PLAN", tmp_path / "plan.toml")
     monkeypatch.setattr(findings, "SHARES", (100,))
     monkeypatch.setattr(findings, "SEEDS", (0,))
+    monkeypatch.setattr(findings, "FOLDS", 2)
     monkeypatch.setattr(findings, "COMPARED_EPOCHS", 2)
     recipe = dataclasses.replace(load_recipe("default", map(parse_setting, TINY)), split_seed=7)
     said, folder = [], tmp_path / "s"
@@ -134,10 +136,10 @@ def test_studies_within_the_run_are_made_with_its_recipe_device_precision_and_li
         assert {row["precision"] for row in rows} == {"fp32"}
         assert {row["failure" if name == "search" else "failed"] for row in rows} == {None}
         assert results["machine"]["device"] == "cpu"
-        assert results["recipe"]["split_seed"] == 7
+        assert (results["settings"] if name == "search" else results["recipe"])["split_seed"] == 7
     assert found.search.searched == ["crop"]
     assert found.search.recipe == recipe
-    assert [(row.name, row.value, row.runs) for row in found.diary.rows] == [("depth", 1, 4)]
+    assert [(row.name, row.value, row.runs) for row in found.diary.rows] == [("depth", 1, 2)]
     assert [(row.model, row.runs) for row in found.comparison.rows] == [("vit", 1), ("cnn", 1)]
     assert found.comparison.recipe["epochs"] == 2
     assert not [line for line in said if "--" in line]  # no flag of another command

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from data import choose_sides
 from lab.bundle import bundle_names, check_student_id
 from lab.errors import InputError
-from lab.intake import check_name
+from lab.layout import check_name
 from lab.recipe import Recipe, load_recipe, parse_setting
 from verify.code import read_submission
 

@@ -19,6 +19,7 @@ from test_run import names_in
 import train
 from lab import bundle, checkpoint, intake, training
 from lab.errors import InputError
+from lab.files import write_whole
 from lab.findings import Findings
 from lab.recipe import load_recipe, parse_setting
 from lab.record import EpochRow, NamedRecipe
@@ -194,6 +195,76 @@ def test_whenever_publishing_is_cut_the_old_or_the_new_bundle_is_whole(tmp_path,
     assert texts_in(folder) in ({"old"}, {"new"})
     assert (folder / "notes.txt").read_text() == "the student's own"
     assert names_in(tmp_path) == ["9"]
+
+
+@pytest.mark.parametrize("swap", [True, False])
+@pytest.mark.parametrize("moment", range(10))
+def test_whenever_drawing_again_is_cut_the_old_or_the_new_bundle_is_whole(
+    tmp_path, monkeypatch, moment, swap
+):
+    """By SIGKILL, at every call that changes the disk; an interrupted run of that id stays as it is."""
+    folder = finished(tmp_path / "9", "old")
+    (folder / "run" / "record.json").touch()
+    (folder / "run" / "dataset_split").mkdir()
+    (folder / "run" / "dataset_split" / "a.png").write_text("image")
+    interrupted = tmp_path / ".9-partial" / "run" / bundle.CHECKPOINT
+    interrupted.parent.mkdir(parents=True)
+    interrupted.write_text("state")
+    if (child := os.fork()) == 0:
+        calls = iter(range(1000))
+        if not swap:
+            bundle._exchange = lambda a, b: False
+
+        def cutting(function):
+            def called(*args, **kwargs):
+                if next(calls) >= moment:
+                    os._exit(9)
+                return function(*args, **kwargs)
+
+            return called
+
+        for owner, names in (
+            (Path, ("rename", "unlink")),
+            (shutil, ("rmtree", "copytree")),
+            (bundle, ("_exchange",)),
+        ):
+            for name in names:
+                setattr(owner, name, cutting(getattr(owner, name)))
+        with bundle.redrawn(folder, "9") as copy:
+            for name in bundle.bundle_names("9"):
+                write_whole(copy / name, "new")
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with bundle.redrawn(folder, "9") as copy:  # the next one starts, and finds it whole
+        texts = texts_in(copy)
+        assert (copy / "run" / "dataset_split" / "a.png").read_text() == "image"
+    assert texts == texts_in(folder) == ({"new"} if code == 0 else texts)
+    assert texts in ({"old"}, {"new"})
+    assert (folder / "notes.txt").read_text() == "the student's own"
+    assert interrupted.read_text() == "state"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".9-partial", ".9.lock", "9"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, InputError("no")])
+def test_a_fault_in_the_report_costs_no_training_and_publishes_nothing(
+    folder, tmp_path, monkeypatch, capsys, error
+):
+    """The bundle is whole or stays in its partial folder; --resume then draws the report alone."""
+    import report
+
+    def fail(*args):
+        raise error
+
+    args = ["--student-id", "9", "--output-dir", tmp_path, "--quiet", "--no-verify"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write_report", fail)
+        assert call(*args, "--data", folder, *TINY_ARGS[:-1]) == (130 if error is KeyboardInterrupt else 2)
+    assert "run.py: --student-id 9 --resume goes on after its training" in capsys.readouterr().err
+    assert not (tmp_path / "9").exists()
+    monkeypatch.setattr(train, "train_epoch", fail)  # nothing is trained again
+    assert call(*args, "--resume") == 0
+    assert names_in(tmp_path) == ["9"]
+    assert {path.suffix for path in (tmp_path / "9").glob("9_*")} == {".pdf", ".py", ".pth"}
 
 
 def test_a_bundle_is_on_the_disk_before_it_is_put_in_place(tmp_path, monkeypatch):

@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 import json
-import os
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import optuna
@@ -25,7 +25,12 @@ from lab.recipe import load_recipe, named_recipes, parse_setting
 from study import runs, search, space
 from study.__main__ import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+    # Without study.optimize, where single trials are asked for here
+    pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed"),
+]
 SIZES = ("patch_size=8", "dim=32", "depth=2", "heads=2", "dim_head=16", "mlp_dim=64", "batch_size=8")
 
 
@@ -51,7 +56,7 @@ def test_a_search_leaves_every_trial_and_a_recipe_that_is_not_worse(tmp_path, ar
     assert main([*args, "--budget", "3"]) == 0
     said = capsys.readouterr().out
     record = json.loads((tmp_path / "study.json").read_text())
-    trials = record["trials"]
+    trials, found = record["trials"], record["found"]
     assert [t["number"] for t in trials] == [0, 1, 2]
     assert trials[0]["base"]
     assert trials[0]["changed"] == {}
@@ -60,15 +65,13 @@ def test_a_search_leaves_every_trial_and_a_recipe_that_is_not_worse(tmp_path, ar
         assert f"trial {trial['number']:3}  complete {trial['accuracy']:.2%}" in said
         assert not {"dim", "depth", "batch_size", "epochs"} & trial["changed"].keys()
     best = max(trials, key=lambda t: (t["accuracy"], -t["loss"]))
-    assert record["best"] == best["number"]
+    assert found["best"]["number"] == best["number"]
     recipe, base = load_recipe(tmp_path / "study.toml"), load_recipe(args[4])
-    found = recipe.as_dict().items()
-    assert {name: value for name, value in found if value != getattr(base, name)} == best["changed"]
+    values = recipe.as_dict().items()
+    assert {name: value for name, value in values if value != getattr(base, name)} == best["changed"]
     # Scored by hand, the found recipe has the very result that is stated for it.
     where = runs.Where(args[2])
-    run = runs.train_and_score(
-        *runs.fold_of(load_images(args[2], recipe).train, runs.Folds(), 0), recipe, where
-    )
+    run = runs.train_and_score(*runs.fold_of(load_images(args[2], recipe).train, 4, 0), recipe, where)
     assert 1 - run.errors / run.images == pytest.approx(best["accuracy"])
     assert run.loss == pytest.approx(best["loss"], rel=1e-3)
 
@@ -86,56 +89,37 @@ def test_a_search_does_not_look_at_test_images(tmp_path, args):
     assert (one["accuracy"], one["loss"]) == (other["accuracy"], other["loss"])
 
 
-def start_worker(args):
-    """The command in a process of its own, on one thread, with a quick heartbeat."""
-    code = "import sys; from study import search, __main__; search.BEAT, search.GRACE = 1, 3; "
-    return subprocess.Popen(
-        [sys.executable, "-c", code + "sys.exit(__main__.main())", *args],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def after_first_epoch(monkeypatch, act):
+    """Have `act` called once, in the middle of the first trial of this process."""
+    epochs, acts = training.epochs, [act]
+
+    def acting(*args, **kwargs):
+        for epoch in epochs(*args, **kwargs):
+            yield epoch
+            while acts:
+                acts.pop()()
+
+    monkeypatch.setattr(training, "epochs", acting)
 
 
-def wait_for(what, process, seconds=60):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return found
+@pytest.mark.parametrize(("name", "times"), [("study.db", 1), ("study.journal", 1), ("study.db", 2)])
+def test_a_stopped_search_goes_on(tmp_path, args, monkeypatch, capsys, name, times):
+    args += ["--budget", "2", "--set", "epochs=2", "--storage", str(tmp_path / name)]
+    went_on = []
 
+    def press():
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+            went_on.append(True)
 
-def running(storage):
-    """{pid: number} of the trials in a storage that are in the middle of their training."""
-    if storage.suffix == ".journal":
-        return storage.exists() and '"intermediate_value"' in storage.read_text()
-    query = (
-        "SELECT value_json, number FROM trials JOIN trial_user_attributes USING (trial_id) "
-        "WHERE key = 'worker' AND state = 'RUNNING' "
-        "AND trial_id IN (SELECT trial_id FROM trial_intermediate_values)"
-    )
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{storage}?mode=ro", uri=True)) as database:
-            return {int(w.strip('"').rpartition(":")[2]): number for w, number in database.execute(query)}
-    except sqlite3.OperationalError:  # it is not there yet
-        return {}
-
-
-@pytest.mark.parametrize("name", ["study.db", "study.journal"])
-def test_a_stopped_search_goes_on(tmp_path, args, name):
-    storage = tmp_path / name
-    args += ["--budget", "2", "--set", "epochs=40", "--storage", str(storage)]
-    process = start_worker(args)
-    wait_for(lambda: running(storage), process)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
-    assert error == "study search: stopped; the same command goes on\n"
+    with monkeypatch.context() as patched:
+        after_first_epoch(patched, press)
+        assert main(args) == 130
+    assert len(went_on) == 1  # to the end of the batch, where it was pressed once
+    assert capsys.readouterr().err == "study search: stopped; the same command goes on\n"
     stopped, queued = trials_of(tmp_path / "study.json")
     assert (stopped["state"], queued["state"], queued["again"]) == ("put back", "waiting", 0)
+    assert stopped["epochs"] == 1
 
     assert main(args) == 0
     trials = trials_of(tmp_path / "study.json")
@@ -146,54 +130,86 @@ def test_a_stopped_search_goes_on(tmp_path, args, name):
     assert trials_of(tmp_path / "study.json") == trials
 
 
-def test_a_killed_worker_costs_no_trial_and_none_counts_twice(tmp_path, args):
-    storage, budget = tmp_path / "study.db", 6  # the survivor works on for longer than the grace period
-    args += ["--budget", str(budget), "--set", "epochs=40"]
-    workers = [start_worker(args) for _ in range(2)]
-    wait_for(lambda: len(running(storage)) == 2, workers[0])
-    lost = running(storage)[workers[0].pid]
-    workers[0].send_signal(signal.SIGKILL)
-    workers[0].wait()
-    _, error = workers[1].communicate(timeout=120)
-    assert workers[1].returncode == 0, error
+# A search in a process of its own that stays in the middle of its first trial, until its input ends.
+WORKER = """
+import sys
+from lab import training
+from study.__main__ import main
+epochs = training.epochs
+def held(*args, **kwargs):
+    for epoch in epochs(*args, **kwargs):
+        yield epoch
+        print("training", flush=True)
+        sys.stdin.read()
+training.epochs = held
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def states_in(path):
+    """The state of each trial in a SQLite study."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        return [state for (state,) in database.execute("SELECT state FROM trials ORDER BY number")]
+
+
+def age_heartbeats(path, trial):
+    """Let the last sign of life of a trial lie a day back, in place of waiting for it to grow old."""
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        (trial_id,) = database.execute("SELECT trial_id FROM trials WHERE number = ?", [trial]).fetchone()
+        change = "UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 day') WHERE trial_id = ?"
+        assert database.execute(change, [trial_id]).rowcount == 1
+
+
+def test_a_killed_worker_costs_no_trial_and_none_counts_twice(tmp_path, args, monkeypatch):
+    budget = 4
+    args += ["--budget", str(budget), "--set", "epochs=2"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, *args], **pipes)
+    assert worker.stdout.readline() == "training\n"  # its trial 0
+
+    def kill():
+        assert states_in(tmp_path / "study.db") == ["RUNNING", "RUNNING"]
+        worker.kill()
+        worker.communicate()
+        age_heartbeats(tmp_path / "study.db", 0)
+
+    after_first_epoch(monkeypatch, kill)  # in trial 1, here
+    assert main(args) == 0
     trials = trials_of(tmp_path / "study.json")
-    assert trials[lost]["state"] == "put back"
-    (again,) = [t for t in trials if t["again"] == lost]
-    assert again["state"] in ("complete", "pruned")
-    assert again["changed"] == trials[lost]["changed"]
-    assert again["base"] == trials[lost]["base"]
+    assert [t["state"] for t in trials].count("put back") == 1
+    assert trials[0]["state"] == "put back"
+    (again,) = [t for t in trials if t["again"] == 0]
+    assert again["state"] == "complete"
+    assert again["base"]
+    assert trials[0]["base"]
     assert len(ended(trials)) == budget
-    assert Counter(t["state"] for t in trials)["put back"] == 1
     assert len(trials) == budget + 1
     assert sum(t["base"] and t["state"] == "complete" for t in trials) == 1
 
 
-def test_two_processes_never_take_the_same_trial_from_the_queue(tmp_path):
-    """SQLite has no SELECT FOR UPDATE, which Optuna takes a trial with."""
-    study = optuna.create_study(study_name="s", storage=search.open_storage(tmp_path / "s.db"))
-    for number in range(24):
-        study.enqueue_trial({"x": number})
-    code = (
-        "import sys, optuna; from study import search\n"
-        "study = optuna.load_study(study_name='s', storage=search.open_storage(sys.argv[1]))\n"
-        "print('ready', flush=True); input()\n"
-        "print(*[study.ask().number for _ in range(8)])"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "s.db")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
-    workers = [subprocess.Popen(command, **pipes) for _ in range(3)]
-    for worker in workers:
-        assert worker.stdout.readline() == "ready\n"
-    for worker in workers:
-        worker.stdin.write("\n")
-        worker.stdin.flush()
-    taken = " ".join(worker.communicate(timeout=60)[0] for worker in workers).split()
-    assert sorted(map(int, taken)) == list(range(24))
+def test_processes_that_start_together_share_a_study_and_never_take_the_same_trial(tmp_path):
+    """SQLite has no SELECT FOR UPDATE, which Optuna takes a trial with. Threads with connections of their own
+    lock each other out of the file as processes do."""
+    together = threading.Barrier(3)
+
+    def take(_):
+        together.wait()
+        study = search.open_study(search.open_storage(tmp_path / "s.db"), "s", {"a": 1}, {"x": -1}, 9)
+        together.wait()
+        for number in range(8):
+            study.enqueue_trial({"x": number})
+        together.wait()
+        return [study.ask().number for _ in range(8)]
+
+    with ThreadPoolExecutor(3) as pool:
+        taken = [number for numbers in pool.map(take, range(3)) for number in numbers]
+    assert len(taken) == len(set(taken)) == 24
+    trials = optuna.load_study(study_name="s", storage=search.open_storage(tmp_path / "s.db")).trials
+    assert [trial.system_attrs["fixed_params"]["x"] for trial in trials].count(-1) == 1
+    assert [trial.number for trial in trials if trial.user_attrs.get("base")] == [0]
 
 
-def test_a_trial_that_ends_two_processes_is_not_tried_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "BEAT", 1)
-    monkeypatch.setattr(search, "GRACE", 1)
+def test_a_trial_that_ends_two_processes_is_not_tried_again(tmp_path):
     storage = search.open_storage(tmp_path / "s.db")
     study = optuna.create_study(storage=storage, study_name="s")
     study.enqueue_trial({"x": 0.5}, user_attrs={"base": True})
@@ -201,7 +217,7 @@ def test_a_trial_that_ends_two_processes_is_not_tried_again(tmp_path, monkeypatc
         trial = study.ask()
         trial.suggest_float("x", 0, 1)
         storage.record_heartbeat(trial._trial_id)
-        time.sleep(3)
+        age_heartbeats(tmp_path / "s.db", trial.number)
         optuna.storages.fail_stale_trials(study)
     rows = study.get_trials(deepcopy=False)
     assert [t.params for t in rows] == [{"x": 0.5}] * 2
@@ -213,7 +229,7 @@ def test_a_trial_that_ends_two_processes_is_not_tried_again(tmp_path, monkeypatc
 def parts(args):
     """Two parts of a training split, and the recipe for them."""
     base = load_recipe(args[4], [("epochs", 4)])
-    return runs.fold_of(load_images(args[2], base).train, runs.Folds(), 0), base
+    return runs.fold_of(load_images(args[2], base).train, 4, 0), base
 
 
 def run(parts, base, study, budget, **changes):
@@ -229,7 +245,7 @@ def test_a_hopeless_trial_ends_early_and_the_recipe_itself_does_not(parts):
     perfect = {"value": 1.0, "intermediate_values": {epoch: 1.0 for epoch in range(1, 5)}}
     study.add_trials([optuna.create_trial(**perfect, user_attrs={"accuracy": 1.0})] * search.FIRST)
     run(parts, base, study, search.Budget(trials=search.FIRST + 2))
-    first, second = [t for t in study.trials if "worker" in t.user_attrs]
+    first, second = [t for t in study.trials if "precision" in t.user_attrs]
     assert (first.state.name, first.last_step) == ("COMPLETE", 4)
     assert second.state.name == "PRUNED"
     assert second.last_step < 4
@@ -273,7 +289,7 @@ def test_failed_trials_say_why_and_the_search_goes_on(tmp_path, args, capsys):
 def test_every_recipe_lies_in_the_space_around_it(name):
     base = load_recipe(name)
     kinds = space.space_of(base, ["dim"], 40)
-    params = space.params_of(base, kinds)
+    params = {name: getattr(base, name) for name in kinds}
     assert space.changes_of(params, base) == {}
     assert "dim" not in kinds
     for param, value in params.items():
@@ -304,26 +320,6 @@ def test_other_settings_do_not_join_a_study(tmp_path, args, capsys):
         assert f"was begun with other settings ({named}" in error
         assert error.count("\n") == 1
     assert (tmp_path / "study.json").read_text() == before
-
-
-@pytest.mark.parametrize("after", [OSError, RuntimeError, optuna.exceptions.StorageInternalError])
-def test_ctrl_c_that_hits_the_storages_lock_puts_the_trial_back(tmp_path, capsys, args, monkeypatch, after):
-    """Optuna's lock then fails too, and its error hides the Ctrl-C."""
-
-    def stopped(*args):
-        try:
-            raise KeyboardInterrupt
-        finally:
-            raise after("the lock was not held")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(optuna.Trial, "report", stopped)
-        assert main([*args, "--budget", "1"]) == 130
-    assert "stopped; the same command goes on" in capsys.readouterr().err
-    stopped, queued = trials_of(tmp_path / "study.json")
-    assert (stopped["state"], queued["state"], queued["again"]) == ("put back", "waiting", 0)
-    assert main([*args, "--budget", "1"]) == 0
-    assert [trial["state"] for trial in trials_of(tmp_path / "study.json")] == ["put back", "complete"]
 
 
 @pytest.mark.parametrize(
@@ -382,7 +378,7 @@ def test_folds_part_the_training_split_and_keep_copies_together(tmp_path):
         (folder / "a" / f"a_{first}.png").write_bytes((folder / "a" / f"a_{second}.png").read_bytes())
     recipe = load_recipe("default", map(parse_setting, TINY))
     whole, _, _ = data.load_data(folder, tmp_path / "split", recipe)
-    parts = [runs.fold_of(whole, runs.Folds(), number) for number in range(4)]
+    parts = [runs.fold_of(whole, 4, number) for number in range(4)]
     held_out = [file for _, part in parts for file in part.files]
     assert sorted(held_out) == sorted(whole.files)  # each once, and no test image
     for rest, part in parts:

@@ -4,9 +4,11 @@ import ast
 import re
 import shutil
 
+import numpy as np
 import pytest
 from conftest import ROOT, TINY_ARGS, Bundle, call, make_folder, run_program, striped, zip_folder
 from fontTools.ttLib import TTFont
+from PIL import Image
 from test_resume import same, weights_of
 
 
@@ -73,6 +75,33 @@ def messy(tmp_path_factory):
     made = Bundle(home, "m")
     assert call(*made.args, "--data", home / "dataset.zip", *TINY_ARGS, "--quiet") == 0
     return made
+
+
+def test_where_a_table_and_groups_were_needed_it_takes_the_split_of_the_run(tmp_path):
+    """Also 16-bit images, of which it knows the scale; without the split it says what is missing."""
+    for i in range(36):
+        path = tmp_path / "images" / f"coil{i // 3}_{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        values = np.asarray(striped(i % 2, i)).astype(np.uint16) * 4 + 2000
+        Image.fromarray(values).save(path)
+    rows = [f"coil{i // 3}_{i}.png,{('crack', '刮痕')[i % 2]}" for i in range(36)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]), encoding="utf-8")
+    made = Bundle(tmp_path, "t")
+    args = ["--data", tmp_path / "images", "--labels", tmp_path / "labels.csv", "--group", r"coil\d+"]
+    assert call(*made.args, *args, *TINY_ARGS, "--quiet") == 0
+    facts = made.record.data
+    assert facts.from_split and 2000 <= facts.pixel_range[0] < facts.pixel_range[1] <= 3020
+    assert facts.kept_together[0].groups == 12
+    desk = tmp_path / "desk"
+    desk.mkdir()
+    for path in (made.code, made.weights):
+        shutil.copy(path, desk)
+    process = run_program("-I", made.code.name, "--evaluate", cwd=desk)
+    assert process.returncode == 1 and "put dataset_split of the submitted run here" in process.stderr
+    shutil.copytree(made.run / "dataset_split", desk / "dataset_split")
+    check_training(run_program("-I", made.code.name, cwd=desk), made, desk)
+    assert scored(run_program("-I", made.code.name, "--evaluate", cwd=desk)) == recorded(made)
+    assert len(made.code.read_text(encoding="utf-8").splitlines()) < 600
 
 
 # As a notebook's kernel runs a cell, and what is drawn is told.

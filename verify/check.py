@@ -6,9 +6,11 @@ import hashlib
 import os
 import pickle
 import re
+import shutil
 import tempfile
 import zipfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,17 +19,17 @@ import msgspec
 import numpy as np
 import torch
 
+import data
 import train
-from data import BatchLoader
 from lab import inspection, intake
 from lab.bundle import bundle_names
-from lab.errors import InputError
+from lab.errors import InputError, told
 from lab.files import place, sha256
 from lab.recipe import load_recipe
 from lab.record import SCHEMA, DataFacts, Record, Results, Shown
 from lab.scores import score
 from lab.stages import describe_model
-from report.answers import ANSWERS, FILLED, QUESTIONS, own_answers
+from report.answers import ANSWERS, FILLED, QUESTIONS, answer_texts, own_answers
 from report.submission import assemble_submission
 from verify.code import read_bounded, read_code
 from verify.pages import PDF_BYTES, carried_files, compare_pages, open_pdf
@@ -103,14 +105,14 @@ def _check(bundle, work, run, verdict):
         raise InputError(f"{', '.join(code.model_changed)} in the code differ from this project's")
     if verdict.reasons:  # another student's, or other settings: no figure would tell more
         return
-    images, own = read_images(bundle, work, code.submission.recipe, run, verdict)
+    images, own = read_images(bundle, work, record, run, verdict)
     model = fit_model(weights, code.submission.recipe, len(images.test.classes))
     measured = measure(model, images, code.submission.recipe, record, run)
     results = measured.results
     verdict.correct, verdict.total, verdict.loss = results.correct, results.total, results.loss
     verdict.parameters = measured.model.parameters
     agreed = _agree_on(record, measured, own, log, verdict)
-    mine = own_answers(agreed, run / "answers")
+    mine = own_answers(agreed, answer_texts(agreed, run / "answers"))
     verdict.own = [number for key, number, _ in QUESTIONS if key in mine]
     if not verdict.reasons:
         verdict.reasons += compare_pages(pdf, open_pdf(draw(agreed, run)))
@@ -174,6 +176,8 @@ def _check_stated(record, code, bundle, verdict):
         faults.append(f"the PDF is that of student {record.student.id}")
     stated = record.recipe.values.as_dict() | {"precision": record.machine.precision}
     written = submission.recipe.as_dict() | {"precision": submission.precision}
+    stated |= {"pixel_range": record.data.pixel_range, "from_split": record.data.from_split}
+    written |= {"pixel_range": submission.pixel_range, "from_split": submission.from_split}
     if other := [name for name in stated if stated[name] != written[name]]:
         faults.append(f"settings in the code are not the report's: {', '.join(other)}")
     _, name, weights = bundle_names(bundle.student_id)
@@ -204,24 +208,28 @@ def _check_rubric(run, code, verdict):
 # What is computed anew
 
 
-def read_images(bundle, work, recipe, run, verdict):
-    """(Images for a recipe, whether they are the bundle's own); their split lies in the folder `run` too.
+def read_images(bundle, work, record, run, verdict):
+    """(Images, whether they are the bundle's own), read as its record says; their split is put into `run`.
 
     Decoded once for all bundles that look at the same ones in the same way. InputError if there are none.
     """
-    source = work.source
+    source, recipe = work.source, record.recipe.values
+    choices = dataclasses.replace(record.data.choices, labels=None)  # a stranger names no file of ours
     if own := source is None:
         folder = bundle.run / "dataset_split" if bundle.run else None
         if folder is None or not folder.is_dir() or folder.is_symlink():
             raise InputError("not evaluated: give the images with --data dataset.zip")
         source = intake.Source(folder, "folder", folder.name)
         verdict.remarks.append("measured on the images beside it")
-    key = repr((str(source.folder), recipe.image_size, recipe.channels, recipe.split_seed))
+    key = repr((str(source.folder), recipe.image_size, recipe.channels, recipe.split_seed, choices))
     home = work.scratch / f"images-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     with filelock.FileLock(home.with_suffix(".lock")):
         if not (home / "images.pickle").exists():
             home.mkdir(exist_ok=True)
-            images = intake.read_images(source, recipe, home / "dataset_split")
+            if own and record.data.from_split:
+                images = read_split(source.folder, record, home / "dataset_split")
+            else:
+                images = intake.read_images(source, recipe, home / "dataset_split", choices=choices)
             np.save(home / "pixels.npy", images.test.pixels.numpy())
             images.train.pixels = images.test.pixels = None
             (home / "images.new").write_bytes(pickle.dumps(images))
@@ -234,6 +242,17 @@ def read_images(bundle, work, recipe, run, verdict):
             target.parent.mkdir(parents=True, exist_ok=True)
             place(path, target)
     return images, own
+
+
+def read_split(folder, record, target):
+    """The Images of a run's own split that no rule gives again: as it lies there, with the record's facts."""
+    decode = intake.Decoder(lambda: None, record.data.pixel_range)
+    with told():
+        train_split, test = data.load_split(
+            folder, record.recipe.values, partial(data.read_pixels, decode=decode)
+        )
+    shutil.copytree(folder, target, copy_function=place)
+    return intake.Images(train_split, test, record.data)
 
 
 def load_weights(path):
@@ -272,7 +291,7 @@ def fit_model(weights, recipe, num_classes):
 def measure(model, images, recipe, record, run):
     """The record with everything in it that follows from the weights and the images, computed here."""
     test = images.test
-    loader = BatchLoader(test, dataclasses.replace(recipe, batch_size=BATCH), torch.device("cpu"))
+    loader = data.BatchLoader(test, dataclasses.replace(recipe, batch_size=BATCH), torch.device("cpu"))
     logits = train.predict(model, loader, recipe)[0].numpy()
     if not np.isfinite(logits).all():
         raise InputError("the weights give logits that are not numbers")

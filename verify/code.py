@@ -97,8 +97,10 @@ def read_submission(text):
         recipe = Recipe(**known["SETTINGS"])
     except (TypeError, ValueError) as error:
         raise InputError(f"SETTINGS in the code cannot be read: {error}") from None
-    split = bool(known.get("FROM_SPLIT", False))
-    return Submission(student[1], recipe, precision, known.get("PIXEL_RANGE"), split), tree
+    alone = any(
+        getattr(node, "name", "") == "load_data" for node in tree.body
+    )  # else it reads the run's split
+    return Submission(student[1], recipe, precision, known.get("PIXEL_RANGE"), not alone), tree
 
 
 def _bound(node):

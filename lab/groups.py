@@ -1,0 +1,118 @@
+"""Images that show one thing stay on one side of the split: copies, augmented versions, near copies, and what
+`--group` says. A test image whose twin was trained on tests nothing."""
+
+import re
+from collections import Counter, defaultdict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from lab.errors import InputError
+from lab.record import KeptTogether
+
+# Roboflow's exports: <name of the source>_jpg.rf.<hash>.jpg, several of each.
+VERSION = re.compile(r"(.+)\.rf\.[0-9a-f]{6,}")
+ALIKE = 0.995  # correlation of two thumbnails from which on they are one picture
+THUMBNAIL = 32
+NEAR = "near copies (their thumbnails correlate by 0.995 or more)"
+
+
+def compile_group(text):
+    """The regular expression of --group. InputError if it is none."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise InputError(f"--group {text!r} is not a regular expression ({error})") from None
+
+
+def near_copies(pixels, rows):
+    """Pairs (i, j) of `rows` of uint8 pixels (n, c, side, side) that show the same picture, however bright.
+
+    The mean picture is taken off first: what all share, as a camera that never moves, says nothing. So are
+    pictures without any contrast.
+    """
+    small = [
+        F.adaptive_avg_pool2d(torch.from_numpy(pixels[chunk]).float().mean(1, keepdim=True), THUMBNAIL)
+        for chunk in np.array_split(rows, len(rows) // 512 + 1)
+    ]
+    thumbs = torch.cat(small).flatten(1)
+    thumbs -= thumbs.mean(0)
+    thumbs -= thumbs.mean(1, keepdim=True)
+    norm = thumbs.norm(dim=1, keepdim=True)
+    # A grey level and a half over all pixels: less is rounding, and rounding correlates by chance.
+    thumbs = torch.where(norm > 1.5 * THUMBNAIL, thumbs / norm, torch.zeros(()))
+    for start in range(0, len(rows), 1024):
+        first, second = torch.where(thumbs[start : start + 1024] @ thumbs.T > ALIKE)
+        for i, j in zip((first + start).tolist(), second.tolist()):
+            if i < j:
+                yield rows[i], rows[j]
+
+
+def _by_key(rows, key_of):
+    """Pairs that link the rows of equal keys; those whose key is None stand alone."""
+    first = {}
+    for i in rows:
+        if (key := key_of(i)) is not None and (j := first.setdefault(key, i)) != i:
+            yield j, i
+
+
+def _components(pairs, n):
+    """The number of the group of each of n rows, from pairs that belong together."""
+    i, j = np.array(pairs, dtype=int).reshape(-1, 2).T
+    return connected_components(coo_matrix((np.ones(len(i)), (i, j)), (n, n)), directed=False)[1]
+
+
+def _too_coarse(groups, rows, labels):
+    """Whether a class would have fewer than two groups, or one with over half of its images."""
+    of_class = defaultdict(list)
+    for i in rows:
+        of_class[labels[i]].append(groups[i])
+    return any(Counter(some).most_common(1)[0][1] * 2 > len(some) + 1 for some in of_class.values())
+
+
+def group_images(images, names, pixels, digests, pattern):
+    """-> (the group of each image as a text, None without digest; [KeptTogether]; notes).
+
+    images: n (class, name, path); names: n paths to show and for `pattern`, that of --group or None.
+    """
+    n, labels = len(images), [label for label, _, _ in images]
+    rows = [i for i, digest in enumerate(digests) if digest]
+
+    def version(i):
+        found = VERSION.match(images[i][2].name)
+        return found and (labels[i], found[1])
+
+    def of_user(i):
+        found = pattern.search(names[i])
+        return found and (found[1] if pattern.groups else found[0])
+
+    kinds = {"versions of one picture (Roboflow's .rf. names)": list(_by_key(rows, version))}
+    if pattern:
+        kinds["--group"] = list(_by_key(rows, of_user))
+    copies, notes = list(_by_key(rows, digests.__getitem__)), []
+    known = [*copies, *(pair for pairs in kinds.values() for pair in pairs)]
+    groups = _components(known, n)
+    near = [(i, j) for i, j in near_copies(pixels, np.array(rows)) if groups[i] != groups[j]]
+    if near and _too_coarse(_components([*known, *near], n), rows, labels):
+        notes.append(
+            f"{len({i for pair in near for i in pair})} images are so alike that their classes could not be "
+            "split without them: they are not kept together; --group PATTERN can say which belong together"
+        )
+    else:
+        kinds[NEAR] = near
+    together = [
+        _kept(reason, pairs, _components(pairs, n), names) for reason, pairs in kinds.items() if pairs
+    ]
+    if pattern and (alone := [i for i in rows if not pattern.search(names[i])]):
+        notes.append(f"--group fits no part of {len(alone)} names (as {names[alone[0]]}): each stands alone")
+    groups = _components([*known, *kinds.get(NEAR, [])], n)
+    return [str(group) if digest else None for group, digest in zip(groups, digests)], together, notes
+
+
+def _kept(reason, pairs, groups, names):
+    members = sorted({i for pair in pairs for i in pair})
+    example = f"{names[pairs[0][0]]} and {names[pairs[0][1]]}"
+    return KeptTogether(reason, len({groups[i] for i in members}), len(members), example)

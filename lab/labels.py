@@ -1,0 +1,174 @@
+"""Labels in a table: `--labels FILE` or `--labels FILE:IMAGE COLUMN,LABEL COLUMN`."""
+
+import csv
+import re
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+from lab.errors import InputError
+
+TABLES = (".csv", ".tsv", ".txt")
+LABEL_COLUMN = re.compile(r"(?i)labels?|class(es)?|class_?(name|id)|category|target|defect|type|dx")
+MOST = 50e6  # bytes of a table that is read
+
+
+def _read_rows(path):
+    """The rows of a table, split at commas, semicolons or tabs, else at white space. InputError if none."""
+    try:
+        if path.stat().st_size > MOST:
+            raise InputError(f"{path} is too large for a table of labels ({MOST / 1e6:.0f} MB are read)")
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the table {path}: {error.strerror}") from None
+    for encoding in (
+        "utf-8-sig",
+        "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "gb18030",
+        "latin-1",
+    ):
+        try:
+            text = content.decode(encoding)
+            break
+        except UnicodeDecodeError:
+            continue
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f"the table {path} is empty")
+    mark = max(",;\t", key=lines[0].count)
+    if mark in lines[0]:
+        rows = list(csv.reader(lines, delimiter=mark))
+    else:
+        rows = [re.findall(r'"[^"]*"|\S+', line) for line in lines]
+    return [[cell.strip().strip('"') for cell in row] for row in rows]
+
+
+def _index(folder, paths, table):
+    """{what a table may call it: [images]}: its path from the data or from the table, its name, its stem."""
+    found, home = defaultdict(list), table.resolve().parent
+    for path in paths:
+        whole = (folder / path).resolve()
+        names = {path.as_posix(), path.name}
+        if whole.is_relative_to(home):
+            names.add(whole.relative_to(home).as_posix())
+        for name in names | {PurePosixPath(name).with_suffix("").as_posix() for name in names}:
+            found[name.casefold()].append(path)
+    return found
+
+
+def _key_of(cell):
+    return re.sub(r"^(\./)+", "", cell.replace("\\", "/")).casefold()
+
+
+def table_beside(folder, files, paths):
+    """The first table below a folder that names at least half of its images; None if there is none."""
+    for file in [file for file in files if file.suffix.lower() in TABLES][:20]:
+        try:
+            rows = _read_rows(folder / file)
+        except InputError:
+            continue
+        index = _index(folder, paths, folder / file)
+        for column in range(min(8, len(rows[-1]))):
+            cells = {_key_of(row[column]) for row in rows if len(row) > column}
+            named = {path for cell in cells for path in index.get(cell, [])}
+            if len(rows[-1]) > 1 and 2 * len(named) >= len(paths):
+                return folder / file
+    return None
+
+
+def _parse(text):
+    """(the table's path, the columns that were named or None) of the value of --labels."""
+    name, _, columns = text.rpartition(":")
+    if Path(text).exists() or not name:
+        return Path(text), None
+    image, comma, label = columns.partition(",")
+    if not comma:
+        raise InputError(f"--labels {text}: write FILE, or FILE:image column,label column")
+    return Path(name), (image.strip(), label.strip())
+
+
+def _column(header, name, table):
+    """The place of a column that was named, or numbered from 1."""
+    if name in header:
+        return header.index(name)
+    if name.isdecimal() and 1 <= int(name) <= len(header):
+        return int(name) - 1
+    raise InputError(f"{table} has no column {name!r}: it has {', '.join(header[:12])}")
+
+
+def _label_column(header, image, table):
+    others = [i for i in range(len(header)) if i != image]
+    named = [i for i in others if LABEL_COLUMN.fullmatch(header[i])]
+    if len(named) == 1 or len(others) == 1:
+        return (named or others)[0]
+    raise InputError(
+        f"which column of {table} holds the labels? It has {', '.join(header[:12])}: write "
+        f"--labels '{table}:{header[image]},NAME'"
+    )
+
+
+def _columns(rows, index, named, table):
+    """(rows without a header, the image column, the function that gives a row's label)."""
+    width = max(map(len, rows))
+    rows = [row + [""] * (width - len(row)) for row in rows]
+    hits = [sum(_key_of(row[i]) in index for row in rows) for i in range(width)]
+    image = max(range(width), key=hits.__getitem__)
+    has_header = _key_of(rows[0][image]) not in index
+    header = rows[0] if has_header else [str(i + 1) for i in range(width)]
+    rows = rows[has_header:]
+    if named:
+        image = _column(header, named[0], table)
+    if not any(_key_of(row[image]) in index for row in rows):
+        raise InputError(f"no row of {table} names an image of the data: check --labels and --data")
+    if named:
+        label = _column(header, named[1], table)
+        return rows, image, lambda row: row[label]
+    marks = [i for i in range(width) if i != image]
+    ones = [[i for i in marks if re.fullmatch(r"1(\.0*)?", row[i])] for row in rows]
+    if len(marks) > 1 and all(len(row) == 1 for row in ones):  # a column for each class, as ISIC has them
+        return rows, image, lambda row: next(header[i] for i in marks if row[i].startswith("1"))
+    label = _label_column(header, image, table)
+    return rows, image, lambda row: row[label]
+
+
+def read_labels(text, folder, paths, left_out, notes):
+    """(the table's path, sorted (class, name, path) of the images that it labels); others go into `left_out`.
+
+    InputError where the table or its columns cannot be told, or a row fits several images.
+    """
+    table, named = _parse(text)
+    if not table.exists():
+        table = folder / table
+    index = _index(folder, paths, table)
+    rows, image, label_of = _columns(_read_rows(table), index, named, table)
+    labels, gone = defaultdict(set), []
+    for row in rows:
+        fits = index.get(_key_of(row[image]), [])
+        if len(fits) > 1:
+            raise InputError(
+                f"{row[image]!r} in {table} fits {fits[0].as_posix()!r} and {fits[1].as_posix()!r}: write "
+                "the folders in the table too, or leave one out with --exclude"
+            )
+        gone += [] if fits else [row[image]]
+        for path in fits:
+            labels[path].add(label_of(row).strip().replace("/", "-"))
+    if gone:
+        notes.append(f"{len(gone)} rows of {table.name} name no image that is there (as {gone[0][:80]!r})")
+    images = []
+    for path in paths:
+        found = labels.get(path, set())
+        if len(found) == 1 and (label := next(iter(found))) not in ("", ".", ".."):
+            images.append((label, path))
+        else:
+            why = "with several labels" if len(found) > 1 else "without a label" if found else "not"
+            left_out[f"{why} in {table.name}"].append(path)
+    if len({label for label, _ in images}) < 2:
+        raise InputError(f"{table} gives no two classes: name the columns, --labels '{table}:image,label'")
+    name_of = _names([path for _, path in images])
+    return table, sorted((label, name_of[path], folder / path) for label, path in images)
+
+
+def _names(paths):
+    """{path: a file name of its own}: the whole path where names occur twice."""
+    seen = defaultdict(int)
+    for path in paths:
+        seen[path.name] += 1
+    return {path: path.name if seen[path.name] == 1 else "-".join(path.parts) for path in paths}

@@ -1,0 +1,346 @@
+"""Which files of a folder are images of which class, and why the others are not.
+
+The classes are those that the graded core (data.find_images) sees. Here is what it is shown: every file is
+opened, masks and what is not an image are put aside with a reason, and what can be meant in two ways is
+refused with the choice named.
+"""
+
+import fnmatch
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+import data
+from lab.archives import FOREIGN, is_archive_name, is_image_name
+from lab.errors import InputError, printable
+from lab.labels import read_labels, table_beside
+from lab.record import LeftOut
+
+# What Pillow opens by itself; EPS and WMF would start other programs. A .tga has no beginning to know it by.
+FORMATS = "BMP DIB GIF JPEG JPEG2000 PCX PNG PPM SGI TIFF WEBP AVIF QOI"
+Image.init()
+FORMATS = [name for name in FORMATS.split() if name in Image.OPEN]  # AVIF is not in every Pillow
+DEPTH = 64  # of folders in folders
+# Pictures for other programs. Some raw formats open as their small preview, which is worse than not at all.
+FOREIGN_IMAGES = re.compile(r"\.(hei[cf]|cr[23]|nef|arw|dng|orf|rw2|raf|raw|svg|eps|psd|ai|dcm|jxl)")
+MASK_FOLDER = re.compile(
+    r"(?i)masks?|la?b[ae]le?s?|lables?|ground[_ -]?truths?|gt|annotations?|segmentations?"
+)
+MASK_NAME = re.compile(r"(?i)(.+?)[_-](mask|masks|label|labels|gt|seg|segmentation|template|temp)")
+
+
+class Probe(NamedTuple):
+    """What a file says of itself: (width, height), Pillow's mode, whether it has several pages."""
+
+    size: tuple[int, int]
+    mode: str
+    pages: bool
+
+
+class Layout(NamedTuple):
+    """`images`: sorted (class, name, path); `left_out`: lab.record.LeftOut; `notes`: what was guessed."""
+
+    images: list
+    left_out: list
+    notes: list
+    wide: list  # paths of images with more than 8 bits a channel
+
+
+def probe(path):
+    """The Probe of a file, None if Pillow cannot open it."""
+    formats = ["TGA"] if str(path).lower().endswith(".tga") else FORMATS
+    try:
+        with Image.open(path, formats=formats) as file:
+            return Probe(file.size, file.mode, file.format != "MPO" and getattr(file, "is_animated", False))
+    except Exception:  # a damaged file can raise nearly anything
+        return None
+
+
+def walk(folder, left_out, most=float("inf")):
+    """The paths of the files under `folder`, relative to it and sorted; what is no data goes into `left_out`,
+    {reason: [paths]}.
+
+    Links to folders are followed, but no folder is entered twice: a link to one above it leads round in a
+    circle. InputError if a folder cannot be read. It ends early with more than `most` files.
+    """
+    files, waiting, links, entered = [], [Path(folder)], [], set()
+    while (waiting or links) and len(files) <= most:
+        # Links last: a folder is then known by its own path, not by that of a link to it.
+        here = waiting.pop() if waiting else links.pop(0)
+        if len(here.parts) - len(Path(folder).parts) > DEPTH:
+            raise InputError(f"{folder} holds folders more than {DEPTH} deep: name the folder of the images")
+        if (real := os.path.realpath(here)) in entered:
+            continue
+        entered.add(real)
+        try:
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            raise InputError(
+                f"cannot read the folder {here} ({error.strerror}): give access to it, or move it away"
+            ) from None
+        for entry in entries:
+            path = Path(entry.path).relative_to(folder)
+            is_folder = os.path.isdir(entry.path)
+            if reason := _no_data(entry, is_folder):
+                files_in = sum(len(names) for _, _, names in os.walk(entry.path)) if is_folder else 1
+                left_out[reason] += [path] * files_in
+            elif is_folder:
+                (links if entry.is_symlink() else waiting).append(Path(entry.path))
+            else:
+                files.append(path)
+    return sorted(files)
+
+
+def _no_data(entry, is_folder):
+    """Why an entry of a folder is never data; None if it may be."""
+    if entry.name.startswith(".") or entry.name in ("__MACOSX", "Thumbs.db", "desktop.ini"):
+        return "hidden or of the system"
+    if is_folder and (
+        entry.name == "site-packages" or os.path.exists(os.path.join(entry.path, "pyvenv.cfg"))
+    ):
+        return "in a Python environment"
+    if is_folder and os.path.exists(os.path.join(entry.path, "run", "record.json")):
+        return "output of this program"
+    return None
+
+
+def _matches(path, patterns):
+    """Whether a glob of `patterns` fits a path, its name, or a folder that it stands in."""
+    text = path.as_posix()
+    return any(
+        fnmatch.fnmatch(text, p + end) or fnmatch.fnmatch(text, f"*/{p}{end}")
+        for p in patterns
+        for end in ("", "/*")
+    )
+
+
+# Masks
+
+
+def _has_few_levels(path):
+    """Whether four grey levels make up nearly all of an image: a mask, also one that was resized since."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            counts = sorted(count for count, _ in image.convert("L").getcolors(256))
+            return sum(counts[-4:]) > 0.9 * sum(counts)
+    except Exception:  # a damaged file can raise nearly anything
+        return False
+
+
+def find_masks(folder, paths):
+    """{path: reason} of the images that are masks or templates of others: in a folder or of a name that says
+    so, or of few levels beside a picture of the same name."""
+    stems = Counter(path.stem.lower() for path in paths)
+    suspects, by_folder, twins = {}, defaultdict(list), defaultdict(list)
+    for path in paths:
+        twins[path.with_suffix("")].append(path)
+        named = MASK_NAME.fullmatch(path.stem)
+        inside = [part for part in path.parts[:-1] if MASK_FOLDER.fullmatch(part)]
+        if inside:
+            by_folder[path.parts[: path.parts.index(inside[0]) + 1]].append(path)
+        elif named and (stems[named[1].lower()] or stems[f"{named[1]}_test".lower()]):
+            suspects[path] = f"look like masks or templates (called *_{named[2].lower()})"
+    masks = dict(suspects)
+    for parts, members in by_folder.items():
+        # A class may be called "mask", beside "no_mask": pictures of many levels and names of their own.
+        sample = members[:: max(1, len(members) // 8)]
+        few = sum(_has_few_levels(folder / path) for path in sample)
+        shared = sum(stems[p.stem.lower()] > 1 or bool(MASK_NAME.fullmatch(p.stem)) for p in sample)
+        if 2 * few >= len(sample) or 2 * shared > len(sample):
+            masks |= dict.fromkeys(members, f"look like masks (in a folder {parts[-1]})")
+    pairs = [sorted(pair) for pair in twins.values() if len(pair) > 1]
+    members = [path for pair in pairs for path in pair]
+    with ThreadPoolExecutor() as pool:
+        levels = dict(zip(members, pool.map(_has_few_levels, [folder / path for path in members])))
+    for pair in pairs:
+        few = [path for path in pair if levels[path]]
+        if len(few) < len(pair):
+            other = next(path for path in pair if not levels[path]).suffix
+            masks |= {
+                p: f"look like masks ({p.suffix} of few levels beside a {other} of the same name)"
+                for p in few
+            }
+    return masks
+
+
+# Classes
+
+
+def check_name(name):
+    """InputError if a name has what no page and no terminal can show: control characters, broken UTF-8,
+    or marks that turn the direction of what follows."""
+    turning = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    if any(unicodedata.category(c) in ("Cc", "Cs") or c in turning for c in name):
+        raise InputError(f"the name {name!a} has control characters or is not UTF-8: rename it")
+
+
+def _check_classes(classes):
+    """InputError where names of classes differ only in case: one folder on Windows and macOS."""
+    first_of = {}
+    for name in sorted(classes):
+        if (other := first_of.setdefault(name.casefold(), name)) != name:
+            raise InputError(f"the classes {other!r} and {name!r} differ only in case: rename one")
+
+
+def _check_depth(folder, images):
+    """InputError where class folders hold folders of their own, so that either could be the classes."""
+    words = defaultdict(
+        lambda: defaultdict(set)
+    )  # class -> what its folders are called but for digits -> names
+    for label, _, path in images:
+        parts = path.relative_to(folder).parts[:-1]
+        below = parts[parts.index(label) + 1 :] if label in parts else ()
+        below = [part for part in below if part != label and not re.fullmatch(data.SPLIT, part)]
+        if below:
+            # crack/2024-05-01 and crack/batch 2 are no classes.
+            words[label][re.sub(r"[\d\W_]+", "", below[0]).lower()].add(below[0])
+    inner = {label: {n for names in found.values() for n in names} for label, found in words.items()}
+    for label, found in words.items():
+        many = len([word for word in found if word]) > 1
+        if not many and not inner[label] & (set(words) | {name for name, _, _ in images}) - {label}:
+            continue
+        names = ", ".join(sorted(inner[label])[:4])
+        twin = next((other for other in words if other != label and inner[other] & inner[label]), None)
+        if twin:
+            raise InputError(
+                f"{label!r} and {twin!r} in {folder} both hold folders {names}: two sets, or one twice; "
+                f"leave one out with --exclude '{label}/*', or name the folder of one with --data"
+            )
+        raise InputError(
+            f"{label!r} in {folder} holds folders of its own ({names}) beside other classes: name it with "
+            f"--data for these, add --exclude '{label}/*', or put all pictures of {label!r} directly into it"
+        )
+
+
+def _by_folders(folder, paths, files, notes):
+    """(class, name, path) of images by their folders or names. InputError where that gives no classes."""
+    table = table_beside(folder, files, paths)
+    ask = f"; the table {table.name} names them: add --labels {table}" if table else ""
+    try:
+        images = data.find_images(folder, [folder / path for path in paths])
+    except ValueError as error:
+        raise InputError(f"{error}{ask}") from None
+    # One name written in two ways, as macOS and Windows do, is one class; its files need names of their own.
+    images = [(unicodedata.normalize("NFC", label), name, path) for label, name, path in images]
+    seen = Counter((label, name) for label, name, _ in images)
+    images = sorted(
+        (label, name if seen[label, name] == 1 else "-".join(path.relative_to(folder).parts), path)
+        for label, name, path in images
+    )
+    counts = Counter(label for label, _, _ in images)
+    in_folders = any(label in path.relative_to(folder).parts for label, _, path in images)
+    one_word = len({re.sub(r"[\d\W_]+", "", label).lower() for label in counts}) == 1
+    if (not in_folders and 2 * sum(n == 1 for n in counts.values()) > len(counts)) or (table and one_word):
+        example = images[0][2].relative_to(folder).as_posix()
+        raise InputError(
+            f"the names of files and folders in {folder} give no classes (as {example!r}): put the images of "
+            f"each class in a folder of its name, or name a table with --labels{ask}"
+        )
+    if table:
+        notes.append(f"{table.name} names images too; the folders are used, --labels {table} takes the table")
+    if not in_folders:
+        notes.append("the classes are taken from the names of the files")
+    for label in counts:
+        if re.fullmatch(data.SPLIT, label):
+            notes.append(
+                f"the folder {label!r} is taken for a class: if it is not, add --exclude '{label}/*'"
+            )
+    _check_depth(folder, images)
+    return images
+
+
+def _sort_files(folder, choices, left_out):
+    """(candidate images {path: Probe or None}, all paths) below a folder."""
+    files = walk(folder, left_out)
+    candidates = {}
+    for path in files:
+        if _matches(path, choices.exclude):
+            left_out["--exclude"].append(path)
+            continue
+        suffix = path.suffix.lower()
+        if FOREIGN_IMAGES.fullmatch(suffix):
+            left_out[f"{suffix}, which is not read here: convert them to JPEG or PNG"].append(path)
+        elif is_archive_name(path) or suffix in FOREIGN:
+            left_out["archives, beside images that are not packed"].append(path)
+        elif found := probe(folder / path) if os.path.isfile(folder / path) else None:
+            candidates[path] = found
+        elif is_image_name(path):
+            candidates[path] = None  # reading will tell why
+        else:
+            left_out[f"not images ({suffix or 'no suffix'})"].append(path)
+    return candidates, files
+
+
+def _check_readable(folder, candidates):
+    """InputError where the images are Git LFS pointers, or more than a few are not images at all."""
+    broken = [path for path, found in candidates.items() if found is None]
+    for path in broken[:1]:
+        if os.path.isfile(folder / path):
+            with open(folder / path, "rb") as file:
+                if file.read(40).startswith(b"version https://git-lfs"):
+                    raise InputError(
+                        f"{folder / path} is a Git LFS pointer in place of an image: run git lfs pull first"
+                    )
+    if len(broken) * 20 > len(candidates):
+        raise InputError(
+            f"{len(broken)} of {len(candidates)} images cannot be read, the first {folder / broken[0]} (it "
+            "is not an image): replace or remove them"
+        )
+
+
+def understand(folder, choices):
+    """The Layout of a folder; `choices`: lab.record.Choices. InputError where it can be meant in two ways."""
+    left_out, notes = defaultdict(list), []
+    candidates, files = _sort_files(folder, choices, left_out)
+    _check_readable(folder, candidates)
+    kept = {path for path in candidates if _matches(path, choices.include)}
+    masks = find_masks(folder, [path for path, found in candidates.items() if found and path not in kept])
+    for path, reason in masks.items():
+        left_out[reason].append(path)
+    paths = [path for path in candidates if path not in masks]
+    if not paths:
+        found = ", ".join(f"{len(some)} {reason}" for reason, some in left_out.items())
+        raise InputError(f"no images in {folder}{f' ({found})' if found else ''}: check --data")
+    for path in paths:
+        check_name(path.as_posix())
+    if choices.labels:
+        table, images = read_labels(choices.labels, folder, paths, left_out, notes)
+        left_out = {reason: [p for p in some if folder / p != table] for reason, some in left_out.items()}
+    else:
+        images = _by_folders(folder, paths, files, notes)
+    used = {path for _, _, path in images}
+    if not choices.labels:
+        left_out["beside the class folders"] += [path for path in paths if folder / path not in used]
+    _check_classes({label for label, _, _ in images})
+    _say_lost(folder, left_out, used, notes)
+    pages = [path for path in paths if candidates[path] and candidates[path].pages and folder / path in used]
+    if pages:
+        notes.append(f"{len(pages)} files have several pages or frames: the first is read (as of {pages[0]})")
+    rows = [
+        LeftOut(printable(reason), len(some), printable(some[0].as_posix()))
+        for reason, some in left_out.items()
+        if some
+    ]
+    wide = [
+        folder / p
+        for p, f in candidates.items()
+        if f and f.mode.startswith(("I", "F")) and folder / p in used
+    ]
+    return Layout(images, sorted(rows, key=lambda row: -row.files), notes, wide)
+
+
+def _say_lost(folder, left_out, used, notes):
+    """Note the folders of which no image is used, though they hold pictures of a format that is not read."""
+    homes = {path.parent for path in used}
+    lost = Counter(p.parent for reason, some in left_out.items() if "not read here" in reason for p in some)
+    for home, count in lost.items():
+        if folder / home not in homes:
+            notes.append(
+                f"nothing of the folder {home.as_posix()!r} is used: its {count} pictures are not read here"
+            )

@@ -1,0 +1,90 @@
+"""Answers are text of a stranger: they change no figure, and end where they would go on for ever."""
+
+import copy
+
+import pytest
+
+from lab.errors import InputError
+from lab.findings import Findings
+from report import answers, rehearsal
+
+IN_CHILD = rehearsal._in_child  # before the tests' own takes its place
+
+
+@pytest.fixture
+def limits(monkeypatch):
+    """The process with its limits, shorter."""
+    monkeypatch.setattr(rehearsal, "_in_child", IN_CHILD)
+    monkeypatch.setattr(rehearsal, "SECONDS", 8)
+
+
+def write(folder, text, name="q06.md"):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes over 8 s"),
+        ('{% set ns = namespace(s="x") %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}',
+         "too much memory"),
+        ("{{ 'x'|center(9999999999) }}", "too much memory"),
+    ],
+)  # fmt: skip
+def test_endless_and_boundless_templates_end_before_the_training(tmp_path, limits, text, message):
+    with pytest.raises(InputError, match=message) as error:
+        answers.check_answers(write(tmp_path / "a", text))
+    assert "\n" not in str(error.value)
+
+
+def test_an_answer_cannot_change_what_was_measured(tmp_path, limits):
+    record = rehearsal.example_record()
+    record.findings = Findings()
+    before = copy.deepcopy(record)
+    for text in (
+        "{% set _ = results.per_class.update({'a': 1}) %}x",
+        "{% set _ = data.classes.append('c') %}x",
+        "{% set _ = results.confusion_matrix.clear() %}x",
+        "{% set _ = results.__setattr__('accuracy', 1.0) %}x",
+    ):
+        with pytest.raises(InputError, match=r"q06\.md.*(unsafe|not safe)"):
+            answers.answer_texts(record, write(tmp_path / "a", text))
+    assert record == before
+    assert (
+        answers.answer_texts(record, write(tmp_path / "a", "own: {{ results.total }}"))["q06"][1] == "own: 2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{{ results.acuracy }}", r"q06\.md.*acuracy"),
+        ("x" * 200_001, "has more than 200 kB"),
+        (
+            "{% for i in range(20000) %}" + "x" * 100 + "{% endfor %}",
+            "becomes 2000 kB of text, more than 1000",
+        ),
+        ("$" + "{ " * 21 + "x" + " }" * 21 + "$", "nested too deep"),
+        ("$" + "x+" * 1500 + "x$", "is too long"),
+    ],
+)
+def test_faults_show_before_the_training_and_not_after_it(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        answers.check_answers(write(tmp_path / "a", text))
+
+
+def test_a_doctype_is_found_in_any_encoding(tmp_path):
+    svg = '<?xml version="1.0" encoding="{}"?><!DOCTYPE svg [<!ENTITY a "aaaa">]><svg xmlns="x">&a;</svg>'
+    for encoding in ("utf-8", "utf-16"):
+        write(tmp_path / "a", "![it](x.svg)")
+        (tmp_path / "a" / "x.svg").write_bytes(svg.format(encoding).encode(encoding))
+        with pytest.raises(InputError, match="has a DOCTYPE"):
+            answers.check_answers(tmp_path / "a")
+
+
+def test_our_own_answers_pass_the_trial_in_any_folder(tmp_path):
+    for path in answers.ANSWERS.glob("*.md"):
+        write(tmp_path / "a", path.read_text(encoding="utf-8"), path.name)
+    answers.check_answers(tmp_path / "a")

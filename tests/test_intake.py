@@ -1,0 +1,663 @@
+"""Data sets as people really have them: understood with every file accounted for, or refused in one line."""
+
+import io
+import struct
+import subprocess
+import sys
+import tarfile
+import unicodedata
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import ROOT, call, striped, zip_folder
+from PIL import Image
+
+import data
+from lab import archives, intake, layout
+from lab.errors import InputError
+from lab.limits import LIMITS
+from lab.recipe import Recipe
+from lab.record import Choices
+from study import runs
+
+RECIPE = Recipe(image_size=32, patch_size=8)
+
+
+def draw(path, seed, **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    striped(seed % 3, seed).save(path, **how)
+
+
+def blob(path, size=40, suffix_noise=False):
+    """A mask: a bright square on black; as if resized since, with levels between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("L", (size, size))
+    image.paste(255, (5, 5, 20, 20))
+    (image.rotate(3, Image.Resampling.BICUBIC) if suffix_noise else image).save(path)
+
+
+def fill(folder, names, count=4, suffix=".png", first=0):
+    """`count` pictures for each of `names`, folders below `folder`; each name has pixels of its own."""
+    for place, name in enumerate(names):
+        for i in range(count):
+            draw(folder / name / f"{name.rsplit('/', 1)[-1]}_{i}{suffix}", first + 100 * place + i)
+    return folder
+
+
+def check(path, **choices):
+    """The DataFacts of a zip or folder."""
+    run = path.parent / f"run of {path.name}"
+    source = intake.open_source(path, run)
+    return intake.read_images(source, RECIPE, run / "split", choices=Choices(**choices)).facts
+
+
+def counts(facts):
+    return {name: facts.counts["train"][name] + facts.counts["test"][name] for name in facts.classes}
+
+
+def left(facts):
+    return {row.reason: row.files for row in facts.left_out}
+
+
+# Which folders are classes
+
+
+SPLITS = [  # folders of pictures -> the classes, with so many folders each
+    ("Train/a Train/b Valid/a Test/b", {"a": 2, "b": 2}),
+    ("training_set/training_set/a training_set/training_set/b test_set/test_set/a", {"a": 2, "b": 1}),
+    ("seg_train/seg_train/a seg_train/seg_train/b seg_pred/seg_pred", {"a": 1, "b": 1}),
+    ("train_images/a train_images/b validation_images/b", {"a": 1, "b": 2}),
+    ("x/train/inner/a x/train/inner/b x/test/inner/a", {"a": 2, "b": 1}),
+    ("bus car train", {"bus": 1, "car": 1, "train": 1}),
+    ("d/train/bus d/train/train d/test/bus d/test/train", {"bus": 2, "train": 2}),
+    ("train/a train/b test", {"a": 1, "b": 1}),  # the test part has no labels
+    ("c1/Train c1/Test c2/Train c2/Test", {"c1": 2, "c2": 2}),
+    ("a/Imgs b/Imgs", {"a": 1, "b": 1}),
+    ("1 2 10", {"1": 1, "2": 1, "10": 1}),
+    ("crack/2024-05-01 crack/2024-05-02 ok/2024-05-01", {"crack": 2, "ok": 1}),
+    ("crack/batch1 crack/batch2 ok/batch1", {"crack": 2, "ok": 1}),
+]
+
+
+@pytest.mark.parametrize(("folders", "classes"), SPLITS)
+def test_split_folders_are_pooled_and_classes_may_be_called_as_they_are(tmp_path, folders, classes):
+    names = folders.split()
+    for place, name in enumerate(names):
+        for i in range(4):
+            draw(tmp_path / "d" / name / f"p{place}_{i}.png", 100 * place + i)
+    facts = check(tmp_path / "d")
+    assert counts(facts) == {name: 4 * n for name, n in classes.items()}
+    lost = 4 * len(names) - sum(counts(facts).values())
+    assert left(facts) == ({"beside the class folders": lost} if lost else {})
+    assert any("'train' is taken for a class" in note for note in facts.notes) == ("train" in classes)
+
+
+AMBIGUOUS = [
+    (
+        "defect/crack defect/dent ok",
+        r"'defect' in .* holds folders of its own \(crack, dent\) .* --exclude 'd",
+    ),
+    (
+        "big/big/ok big/big/bad small/train/ok small/train/bad",
+        "'big' and 'small' .* both hold folders bad, ok",
+    ),
+    ("ok bad old/ok", "'old' .* holds folders of its own"),
+    ("ok bad d/ok d/bad", "'d' .* holds folders of its own"),
+    ("train_images test_images", "no two classes"),
+]
+
+
+@pytest.mark.parametrize(("folders", "message"), AMBIGUOUS)
+def test_what_can_be_meant_in_two_ways_is_refused_with_the_choice(tmp_path, folders, message):
+    for place, name in enumerate(folders.split()):
+        for i in range(4):
+            draw(tmp_path / "d" / name / f"{100 * place + i}.png", 100 * place + i)
+    with pytest.raises(InputError, match=message):
+        check(tmp_path / "d")
+
+
+def test_the_choice_that_a_refusal_names_works(tmp_path):
+    folder = fill(tmp_path / "d", ["big/ok", "big/bad", "small/ok", "small/bad"])
+    facts = check(folder, exclude=("big/*",))
+    assert counts(facts) == {"bad": 4, "ok": 4}
+    assert left(facts) == {"--exclude": 8}
+
+
+def test_no_class_is_made_of_digits_dates_or_hashes(tmp_path):
+    for names in (
+        ["1.png", "2.png", "3.png", "4.png"],
+        ["20240101_1.png", "20240102_2.png", "20240103_3.png"],
+    ):
+        folder = tmp_path / names[0]
+        for i, name in enumerate(names):
+            draw(folder / name, i)
+        with pytest.raises(InputError, match="no two classes"):
+            check(folder)
+    for i in range(12):
+        draw(tmp_path / "hashes" / f"{i * 7919 + 10**6:x}a{i}.png", i)
+    with pytest.raises(InputError, match="give no classes"):
+        check(tmp_path / "hashes")
+
+
+# What is no picture of a class
+
+
+def test_masks_are_left_out_and_counted_by_what_shows_them(tmp_path):
+    folder = fill(tmp_path / "d", ["a", "b"], suffix=".jpg")
+    for i in range(4):
+        blob(folder / "a" / f"a_{i}.png", suffix_noise=i > 1)
+        blob(folder / "a" / "Label" / f"a_{i}_label.png")
+        draw(folder / "b" / f"b_{i}_GT.jpg", 900 + i)  # its name is enough
+        blob(folder / "ground_truth" / "b" / f"b_{i}_mask.png")
+    facts = check(folder)
+    assert counts(facts) == {"a": 4, "b": 4}
+    assert left(facts) == {
+        "look like masks (.png of few levels beside a .jpg of the same name)": 4,
+        "look like masks (in a folder Label)": 4,
+        "look like masks (in a folder ground_truth)": 4,
+        "look like masks or templates (called *_gt)": 4,
+    }
+
+
+def test_include_and_exclude_overrule(tmp_path):
+    folder = fill(tmp_path / "d", ["a", "b"])
+    for i in range(4):
+        draw(folder / "b" / f"b_{i}_mask.png", 900 + i)
+    assert counts(check(folder)) == {"a": 4, "b": 4}
+    assert counts(check(folder, include=("*_mask.png",))) == {"a": 4, "b": 8}
+    facts = check(folder, include=("b",), exclude=("b_0*",))
+    assert counts(facts) == {"a": 4, "b": 6}
+    assert left(facts) == {"--exclude": 2}
+
+
+def test_classes_may_be_called_mask_and_no_mask(tmp_path):
+    facts = check(fill(tmp_path / "d", ["mask", "no_mask"]))
+    assert counts(facts) == {"mask": 4, "no_mask": 4}
+
+
+def test_every_other_file_is_counted_by_reason(tmp_path):
+    folder = fill(tmp_path / "d", ["a", "b"], 21)
+    (folder / "notes.txt").write_text("x")
+    (folder / "a" / "a.xml").write_text("<a/>")
+    (folder / ".hidden").mkdir()
+    draw(folder / ".hidden" / "a.png", 1)
+    (folder / "a" / "._a_1.png").write_bytes(b"x")
+    draw(folder / "beside.png", 500)
+    (folder / "venv").mkdir()
+    (folder / "venv" / "pyvenv.cfg").touch()
+    draw(folder / "venv" / "lib" / "logo.png", 2)
+    fill(folder / "lib" / "site-packages" / "images", ["x"])
+    (folder / "outputs" / "s1" / "run").mkdir(parents=True)
+    (folder / "outputs" / "s1" / "run" / "record.json").touch()
+    draw(folder / "outputs" / "s1" / "run" / "a.png", 3)
+    (folder / "c").mkdir()
+    (folder / "c" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (folder / "a" / "more.zip").write_bytes(b"PK")
+    (folder / "b" / "page.png").write_text("<html>")
+    facts = check(folder)
+    assert counts(facts) == {"a": 21, "b": 21}
+    assert left(facts) == {
+        "hidden or of the system": 2,
+        "not images (.txt)": 1,
+        "not images (.xml)": 1,
+        "beside the class folders": 1,
+        "in a Python environment": 6,
+        "output of this program": 2,
+        ".heic, which is not read here: convert them to JPEG or PNG": 1,
+        "archives, beside images that are not packed": 1,
+    }
+    assert [(u.file, u.reason) for u in facts.unreadable] == [
+        ("page.png", "OSError: it cannot be read as an image")
+    ]
+    assert "nothing of the folder 'c' is used: its 1 pictures are not read here" in facts.notes
+
+
+def test_check_says_all_of_it_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = fill(tmp_path / "d", ["a", "b"])
+    (folder / "notes.txt").write_text("x")
+    (folder / "b" / "again.png").write_bytes((folder / "a" / "a_0.png").read_bytes())
+    assert call("--check", "--data", folder) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "class training test",
+        "a 2 2 b 3 2 2 classes 5 4",
+        "sizes: 40 x 40 (9) modes: L (9) the model is shown: grey, scaled to 200 x 200 pixels",
+        "left out: 1 not images (.txt), as notes.txt",
+        "the same picture in two classes: a/a_0.png and b/again.png",
+    ):
+        assert words in said
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    assert call("--check", "--data", folder, "--force") == 2
+    assert "--check only says how the data are understood: leave --force out" in capsys.readouterr().err
+
+
+# Labels in a table
+
+TABLES = [  # name, lines, what is named after the file
+    ("t.csv", ["image,label", *[f"{i}.png,{'ab'[i % 2]}" for i in range(8)]], ""),
+    ("t.csv", ["id;place;class", *[f"{i};x{i % 4};{'ab'[i % 2]}" for i in range(8)]], ""),
+    ("t.tsv", ["name\tkind\tgrade", *[f"d/{i}\t{'ab'[i % 2]}\t7" for i in range(8)]], ":name,kind"),
+    ("t.txt", [f"d/{i}.png  {'ab'[i % 2]}" for i in range(8)], ""),
+    ("t.csv", ["image,a,b", *[f"{i},{1 - i % 2}.0,{i % 2}.0" for i in range(8)]], ""),
+    ("t.csv", [f"{i}.png,{'ab'[i % 2]},more" for i in range(8)], ":1,2"),
+]
+
+
+@pytest.mark.parametrize(("name", "lines", "columns"), TABLES)
+def test_labels_come_from_a_table(tmp_path, name, lines, columns):
+    for i in range(8):
+        draw(tmp_path / "d" / f"{i}.png", i)
+    (tmp_path / name).write_text("\n".join(lines))
+    facts = check(tmp_path / "d", labels=f"{tmp_path / name}{columns}")
+    assert counts(facts) == {"a": 4, "b": 4}
+    assert facts.from_split and facts.left_out == []
+
+
+def test_missing_surplus_and_contradicting_rows_are_named(tmp_path):
+    for i in range(10):
+        draw(tmp_path / "d" / f"{i}.png", i)
+    rows = [f"{i}.png,{'ab'[i % 2]}" for i in range(8)]
+    (tmp_path / "d" / "t.csv").write_text(
+        "\n".join(["image,label", *rows, "gone.png,a", "0.png,b", "8.png,"])
+    )
+    facts = check(tmp_path / "d", labels="t.csv")
+    assert counts(facts) == {"a": 3, "b": 4}
+    assert left(facts) == {
+        "with several labels in t.csv": 1,
+        "without a label in t.csv": 1,
+        "not in t.csv": 1,
+    }
+    assert "1 rows of t.csv name no image that is there (as 'gone.png')" in facts.notes
+
+
+def test_a_table_beside_flat_images_is_named_where_none_was_asked_for(tmp_path):
+    for i in range(8):
+        draw(tmp_path / "d" / "images" / f"{i}.png", i)
+    (tmp_path / "d" / "t.csv").write_text("\n".join(["id,label", *[f"{i},{'ab'[i % 2]}" for i in range(8)]]))
+    with pytest.raises(InputError, match=r"the table t\.csv names them: add --labels .*t\.csv"):
+        check(tmp_path / "d")
+    folder = fill(tmp_path / "e", ["a", "b"])
+    (folder / "meta.csv").write_text("\n".join(["id,day", *[f"{n}_{i},1" for n in "ab" for i in range(4)]]))
+    assert any("meta.csv names images too; the folders are used" in note for note in check(folder).notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "message"),
+    [
+        ("image,x,y\n0.png,a,b\n1.png,b,a", "", "which column of .* holds the labels. It has image, x, y"),
+        ("image,x\nq.png,a\nr.png,b", "", "no row of .* names an image"),
+        ("image,x\n0.png,a\n1.png,b", ":image,z", "has no column 'z': it has image, x"),
+        ("image,x\n0.png,a\n1.png,b", ":image", "write FILE, or FILE:image column,label column"),
+        ("", "", "is empty"),
+        ("image,x\n0.png,a\n1.png,a", "", "gives no two classes"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_one_line(tmp_path, text, columns, message):
+    for i in range(2):
+        draw(tmp_path / "d" / f"{i}.png", i)
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        check(tmp_path / "d", labels=f"{tmp_path / 't.csv'}{columns}")
+
+
+# Archives
+
+
+def zip_as(path, names, encode):
+    """A zip of small pictures under these names, whose bytes are encoded so, without the UTF-8 flag."""
+
+    class Entry(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self):
+            return self.filename.encode(encode), self.flag_bits & ~0x800
+
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, name in enumerate(names):
+            content = io.BytesIO()
+            striped(i % 3, i).save(content, "PNG")
+            archive.writestr(Entry(name), content.getvalue())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("encoding", "classes"),
+    [
+        ("gbk", ["裂纹", "划痕", "夹杂"]),
+        ("big5", ["裂紋", "刮痕", "夾雜"]),
+        ("shift_jis", ["キズ", "ひび割れ"]),
+        ("euc_kr", ["균열", "긁힘", "함몰", "기포"]),
+        ("cp437", ["Kratzer", "Einschlüsse", "größe"]),
+        ("utf-8", ["裂紋", "größe"]),
+    ],
+)
+def test_names_without_the_flag_are_read_by_what_decodes_to_letters(tmp_path, encoding, classes):
+    names = [f"{name}/{i}.png" for name in classes for i in range(3)]
+    facts = check(zip_as(tmp_path / "d.zip", names, encoding))
+    assert facts.classes == sorted(classes)
+    assert f"file names of d.zip read as {encoding}, which it does not say itself" in facts.notes
+    assert facts.from_split
+
+
+def test_backslashes_are_folders_and_composed_letters_one_name(tmp_path):
+    decomposed = unicodedata.normalize("NFD", "größe")
+    names = [f"d\\{name}\\{part}{i}.png" for name in ("größe", "b") for part in "xy" for i in range(2)]
+    names = [name.replace("größe", decomposed) if "x" in name else name for name in names]
+    facts = check(zip_as(tmp_path / "d.zip", names, "utf-8"))
+    assert counts(facts) == {"b": 4, "größe": 4}
+    assert "backslashes in the names of d.zip read as folders" in facts.notes
+
+
+def test_a_class_whose_name_is_written_in_two_ways_is_one(tmp_path):
+    for form in ("NFC", "NFD"):
+        for i in range(3):
+            folder = tmp_path / "d" / form / unicodedata.normalize(form, "größe")
+            draw(folder / f"{i}.png", 10 * (form == "NFD") + i)
+    fill(tmp_path / "d" / "NFC", ["b"], first=50)
+    for form in ("NFC", "NFD"):
+        (tmp_path / "d" / form).rename(tmp_path / "d" / {"NFC": "train", "NFD": "test"}[form])
+    assert counts(check(tmp_path / "d")) == {"b": 4, "größe": 6}
+    names = [unicodedata.normalize(form, "größe/1.png") for form in ("NFC", "NFD")]
+    with pytest.raises(InputError, match="one file on many systems"):
+        check(zip_as(tmp_path / "d.zip", [*names, "b/1.png"], "utf-8"))
+
+
+def test_a_tar_and_archives_in_archives_are_read(tmp_path):
+    folder = fill(tmp_path / "d", ["a", "b"])
+    with tarfile.open(tmp_path / "d.tar.gz", "w:gz") as archive:
+        archive.add(folder, "d")
+    assert counts(check(tmp_path / "d.tar.gz")) == {"a": 4, "b": 4}
+    inner = zip_folder(folder, tmp_path / "train.zip")
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
+        archive.write(inner, "train.zip")
+        archive.write(folder / "a" / "a_0.png", "preview.png")
+    facts = check(tmp_path / "outer.zip")
+    assert counts(facts) == {"a": 4, "b": 4} and left(facts) == {"beside the class folders": 1}
+    assert "unpacked train.zip, which was inside" in facts.notes
+
+
+def test_the_zips_of_one_set_are_read_together(tmp_path):
+    home = tmp_path / "parts"
+    home.mkdir()
+    for number, name in enumerate("ab", 1):
+        zip_folder(fill(tmp_path / f"d{number}", [f"set/{name}"]), home / f"set-{number:03}.zip")
+    assert counts(check(home)) == {"a": 4, "b": 4}
+    with pytest.raises(InputError, match="is one of 2 zips of one set"):
+        check(home / "set-001.zip")
+
+
+REFUSED = [
+    (b"Rar!\x1a\x07\x01\0", "is a RAR archive: unpack it and give the folder"),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive"),
+    (b"<!DOCTYPE html><html><title>Virus scan warning", "is a web page and not the data"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+    (b"", "is empty: fetch it again"),
+    (b"PK\x03\x04" + bytes(90), "its end is missing: the download broke off"),
+    (b"something else", "cannot read .* as a zip or tar"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), REFUSED)
+def test_what_is_not_read_is_named_for_what_it_is(tmp_path, content, message):
+    (tmp_path / "d.zip").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        check(tmp_path / "d.zip")
+
+
+def test_deflate64_split_zips_and_single_images_are_named(tmp_path):
+    path = zip_folder(fill(tmp_path / "d", ["a", "b"]), tmp_path / "d.zip")
+    content = bytearray(path.read_bytes())
+    for sign, at in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        where = content.find(sign)
+        while where >= 0:
+            content[where + at : where + at + 2] = struct.pack("<H", 9)
+            where = content.find(sign, where + 4)
+    (tmp_path / "big.zip").write_bytes(content)
+    with pytest.raises(InputError, match="packed with Deflate64"):
+        check(tmp_path / "big.zip")
+    (tmp_path / "d.z01").touch()
+    with pytest.raises(InputError, match="is one part of a split zip: join all"):
+        check(path)
+    with pytest.raises(InputError, match="is one image: name the folder"):
+        check(tmp_path / "d" / "a" / "a_0.png")
+
+
+def test_git_lfs_pointers_are_named(tmp_path):
+    for name in ("a/1.jpg", "b/1.jpg"):
+        (tmp_path / "d" / name).parent.mkdir(parents=True)
+        (tmp_path / "d" / name).write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+        )
+    with pytest.raises(InputError, match="is a Git LFS pointer in place of an image: run git lfs pull"):
+        check(tmp_path / "d")
+
+
+# Pixels
+
+
+def test_suffixes_and_formats_by_content(tmp_path):
+    folder = tmp_path / "d"
+    kinds = {
+        "webp": "WEBP",
+        "jfif": "JPEG",
+        "gif": "GIF",
+        "pgm": "PPM",
+        "JPG": "JPEG",
+        "jpg": "PNG",
+        "dat": "PNG",
+    }
+    for i, (suffix, kind) in enumerate(kinds.items()):
+        for name in "ab":
+            draw(folder / name / f"{name}{i}.{suffix}", 50 * (name == "b") + i, format=kind)
+    facts = check(folder)
+    assert counts(facts) == {"a": 7, "b": 7} and not facts.unreadable and not facts.left_out
+    assert facts.from_split  # for .dat, which only its content shows
+
+
+def test_one_scale_for_a_whole_set_of_more_than_8_bits(tmp_path):
+    for i in range(8):
+        values = np.full((16, 16), 2000, np.uint16)
+        values[:, 8:] += 20 if i < 4 else 5  # of 65,536: an eighth of what 8 bits can show
+        path = tmp_path / "d" / "ab"[i // 4] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values[i, 0] += 1  # no copies of each other
+        Image.fromarray(values).save(path)
+    run = tmp_path / "run"
+    images = intake.read_images(intake.open_source(tmp_path / "d", run), RECIPE, run / "split")
+    assert images.facts.pixel_range == (2000, 2020)
+    top = {name: 0 for name in "ab"}
+    for file, (pixels, _) in zip(images.train.files, images.train):
+        top[file[0]] = int(pixels[0, 16, -3])
+    assert top == {"a": 255, "b": 64}  # and the darker class stays dark
+    assert any("2000 becomes black and 2020 white" in note for note in images.facts.notes)
+
+
+def test_float_images_of_0_to_1_keep_their_levels_and_flat_sets_are_refused(tmp_path):
+    for i in range(8):
+        path = tmp_path / "d" / "ab"[i % 2] / f"{i}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+        Image.fromarray(np.roll(values, i)).save(path)
+    run = tmp_path / "run"
+    images = intake.read_images(intake.open_source(tmp_path / "d", run), RECIPE, run / "split")
+    assert len(images.train.pixels[0].unique()) > 100
+    for i in range(8):
+        path = tmp_path / "flat" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), 7 + i % 2).save(path)
+    with pytest.raises(InputError, match="8 of 8 images are of one flat grey once decoded"):
+        check(tmp_path / "flat")
+
+
+def test_transparency_is_laid_on_white_and_pages_are_said(tmp_path):
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 4, 8))
+    image.save(tmp_path / "x.png")
+    assert np.asarray(data.decode(tmp_path / "x.png", 1))[0].tolist() == [0] * 4 + [255] * 4
+    for i in range(8):
+        draw(tmp_path / "d" / "ab"[i % 2] / f"{i}.tif", i, save_all=True, append_images=[striped(1, 50 + i)])
+    notes = check(tmp_path / "d").notes
+    assert any("8 files have several pages or frames: the first is read" in note for note in notes)
+
+
+def test_colours_and_long_pictures_are_noted(tmp_path):
+    for i in range(8):
+        path = tmp_path / "d" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        striped(i, i, 60).convert("RGB").resize((120, 30)).point(lambda v: v // 2 + 9).save(path)
+    assert not any("colour" in note for note in check(tmp_path / "d").notes)  # grey in three channels
+    for path in (tmp_path / "d").rglob("*.png"):
+        red, green, _ = Image.open(path).split()
+        Image.merge("RGB", (red, green, green.point(lambda v: 0))).save(path)
+    facts = check(tmp_path / "d")
+    assert any("8 of 8 images looked at have colours and are shown in grey" in note for note in facts.notes)
+    assert any("long pictures (120 x 30) are squashed" in note for note in facts.notes)
+    assert facts.presented == "grey, squashed to 32 x 32 pixels"
+
+
+def test_cut_off_files_are_refused_also_where_weasyprint_was_imported_first(tmp_path):
+    folder = fill(tmp_path / "d", ["a", "b"], 20, suffix=".jpg")
+    whole = (folder / "a" / "a_3.jpg").read_bytes()
+    (folder / "a" / "a_3.jpg").write_bytes(whole[: len(whole) // 2])
+    program = (
+        "import sys, weasyprint; from pathlib import Path; sys.path.insert(0, sys.argv[1]); "
+        "from lab import intake; from lab.recipe import Recipe; folder = Path(sys.argv[2]); "
+        "images = intake.read_images(intake.Source(folder, 'folder', 'd'), Recipe(), sys.argv[3]); "
+        "print([u.file for u in images.facts.unreadable])"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program, ROOT, folder, tmp_path / "s"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stdout == "['a_3.jpg']\n"
+    assert [u.file for u in check(folder).unreadable] == ["a_3.jpg"]
+
+
+# Images of one thing
+
+
+def side_of(images):
+    """{file: side} of both splits."""
+    return {f: side for side, part in (("train", images.train), ("test", images.test)) for f in part.files}
+
+
+def test_versions_and_near_copies_stay_on_one_side(tmp_path):
+    folder = tmp_path / "d"
+    for name in "ab":
+        for i in range(10):
+            picture = striped(0, 60 * (name == "b") + i)
+            for version in range(3):
+                path = (
+                    folder / ("train", "valid")[i % 2] / name / f"{name}{i}_jpg.rf.{i * 3 + version:010x}.png"
+                )
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture.rotate(90 * version).save(path)
+    for i in range(3):  # brighter, and saved with losses: other bytes, the same picture
+        twin = folder / "train" / "a" / f"twin {i}.jpg"
+        picture = Image.open(folder / "train" / "a" / f"a{2 * i}_jpg.rf.{6 * i:010x}.png")
+        picture.point(lambda v: v * 0.8 + 30).save(twin, quality=95)
+    run = tmp_path / "run"
+    images = intake.read_images(intake.open_source(folder, run), RECIPE, run / "split")
+    sides = side_of(images)
+    for name in "ab":
+        for i in range(10):
+            assert len({s for f, s in sides.items() if f"{name}{i}_jpg.rf" in f}) == 1
+    for i in range(3):
+        assert sides[f"a/twin {i}.jpg"] == sides[f"a/a{2 * i}_jpg.rf.{6 * i:010x}.png"]
+    versions, near = images.facts.kept_together
+    assert (versions.groups, versions.images) == (20, 60)
+    assert "near copies" in near.reason and near.groups == 3
+    assert images.facts.from_split
+
+
+def test_group_keeps_together_what_the_user_says(tmp_path):
+    folder = tmp_path / "d"
+    for i in range(40):
+        draw(folder / "ab"[i % 2] / f"coil{i // 4}_{i}.png", i)
+    draw(folder / "a" / "other.png", 99)
+    run = tmp_path / "run"
+    source = intake.open_source(folder, run)
+    images = intake.read_images(source, RECIPE, run / "split", choices=Choices(group=r"coil(\d+)_"))
+    sides = side_of(images)
+    for coil in range(10):
+        assert len({side for file, side in sides.items() if f"coil{coil}_" in file}) == 1
+    held_out = [runs.fold_of(images.train, 4, number)[1].files for number in range(4)]
+    coils = [{file.split("_")[0].split("/")[1] for file in files} for files in held_out]
+    assert sum(map(len, coils)) == len(set().union(*coils))  # of a study too, no coil is on both sides
+    (kept,) = images.facts.kept_together
+    assert (kept.reason, kept.groups, kept.images) == ("--group", 10, 40)
+    assert "--group fits no part of 1 names (as a/other.png): each stands alone" in images.facts.notes
+    with pytest.raises(InputError, match=r"--group '\(' is not a regular expression"):
+        check(folder, group="(")
+
+
+def test_pictures_of_one_fixed_camera_are_not_taken_for_copies(tmp_path):
+    """All alike but for a small defect: what they share says nothing."""
+    rng = np.random.default_rng(0)
+    scene = rng.normal(120, 60, (40, 40))
+    for i in range(40):
+        picture = scene + rng.normal(0, 4, scene.shape)
+        if i % 2:
+            picture[i // 2 : i // 2 + 4, 10:14] = 250
+        path = tmp_path / "d" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path)
+    facts = check(tmp_path / "d")
+    assert facts.kept_together == [] and facts.notes == []
+
+
+def test_a_set_that_groups_would_not_let_split_says_so(tmp_path):
+    for i in range(8):
+        path = tmp_path / "d" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        striped(i % 2, 5).point(lambda v, i=i: v + i).save(path)
+    facts = check(tmp_path / "d")
+    assert counts(facts) == {"a": 4, "b": 4}
+    assert any("are so alike that their classes could not be split" in note for note in facts.notes)
+
+
+def test_names_too_long_are_named_with_a_remedy(tmp_path):
+    zip_as(tmp_path / "d.zip", [f"a/{'x' * 300}.png"], "utf-8")
+    with pytest.raises(InputError, match=r"File name too long.*shorten or rename"):
+        check(tmp_path / "d.zip")
+
+
+def test_a_folder_of_very_many_files_is_refused_at_once(tmp_path):
+    for i in range(30):
+        (tmp_path / "d" / f"{i}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / "d" / f"{i}.txt").touch()
+    with pytest.raises(InputError, match=r"holds 30 files, more than 20"):
+        intake.open_source(tmp_path / "d", tmp_path / "run", LIMITS._replace(images=20))
+
+
+def test_folders_without_end_and_pictures_too_large_are_bounded(tmp_path, monkeypatch):
+    deep = tmp_path / "deep"
+    for _ in range(70):
+        deep = deep / "n"
+    draw(deep / "a.png", 1)
+    with pytest.raises(InputError, match="holds folders more than 64 deep"):
+        check(tmp_path / "deep")
+    folder = fill(tmp_path / "d", ["a", "b"], 21)
+    Image.new("L", (101, 100)).save(folder / "a" / "large.png")
+    monkeypatch.setattr(intake, "MOST_PIXELS", 10_000)
+    assert [u.file for u in check(folder).unreadable] == ["large.png"]
+
+
+def test_probe_opens_no_format_that_starts_another_program(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    assert layout.probe(tmp_path / "x.png") is None
+    assert archives.is_image_name("x.png")
+
+
+def test_a_row_that_fits_two_images_is_refused(tmp_path):
+    for part in "xy":
+        for i in range(4):
+            draw(tmp_path / "d" / part / f"{i}.png", i + 10 * (part == "y"))
+    (tmp_path / "t.csv").write_text("\n".join(["image,label", *[f"{i}.png,{'ab'[i % 2]}" for i in range(4)]]))
+    with pytest.raises(InputError, match=r"'0\.png' in .* fits 'x/0\.png' and 'y/0\.png'"):
+        check(tmp_path / "d", labels=str(tmp_path / "t.csv"))
+    rows = [f"{part}/{i}.png,{'ab'[i % 2]}" for part in "xy" for i in range(4)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label", *rows]))
+    assert counts(check(tmp_path / "d", labels=str(tmp_path / "t.csv"))) == {"a": 4, "b": 4}
