@@ -174,7 +174,8 @@ def main(argv=None):
         warn("stopped")
         return 130
     except Exception as error:
-        if (message := explain(error)) is None:
+        message = explain(error)  # no := in this file: an old Python must read it to be told so
+        if message is None:
             raise
         warn(message)
         return 2

@@ -18,10 +18,13 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import lab  # noqa: F401  first: says which packages are missing
+
+# isort: split
 import numpy as np
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lab.errors import InputError
 from lab.intake import open_source, read_images

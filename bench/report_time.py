@@ -16,6 +16,9 @@ import time
 from pathlib import Path
 
 RUN = Path(__file__).resolve().parent.parent / "run.py"
+sys.path.insert(0, str(RUN.parent))
+
+import lab  # noqa: E402, F401  says which packages are missing
 
 
 def main():

@@ -46,7 +46,7 @@ class Screen:
             print(path)
         self.console.print(
             f"\n[bold]Test accuracy {results.accuracy:.2%}[/]{about} ({results.correct} of {results.total}; "
-            f"{results.baseline:.0%} baseline {verdict}) in {clock(seconds)}",
+            f"{results.baseline:.0%} baseline {verdict}; {escape(results.beside())}) in {clock(seconds)}",
             soft_wrap=True,
         )
 

@@ -55,7 +55,7 @@ class Recipe:
     mixup: float = _value(0.4, "two images blended, share from Beta(mixup, mixup); 0: never", 0.0, 100.0)
     test_views: bool = _value(True, "test: average over the flips and turns trained with")
 
-    # The optimisation, and its random numbers.
+    # The optimisation.
     epochs: int = _value(70, "passes over the training images", 1, 100_000)
     batch_size: int = _value(64, "images a step", 1, 1_000_000)
     muon_learning_rate: float = _value(0.01, "peak for the matrices; 0: AdamW for them too", 0.0, 10.0)

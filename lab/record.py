@@ -214,6 +214,22 @@ class Results:
     calibration: Calibration
     predictions: list[Prediction]
 
+    @property
+    def beats_largest(self):
+        """Whether even the lower end of the accuracy's interval lies above what always naming the largest
+        class would reach."""
+        return self.interval[0] > self.largest_share
+
+    def beside(self):
+        """What the accuracy means little without, in words for the console."""
+        words = (
+            f"largest class {self.largest_share:.2%}, balanced accuracy {self.balanced_accuracy:.2%}, "
+            f"macro-F1 {self.macro_f1:.3f}"
+        )
+        if self.beats_largest:
+            return words
+        return f"{words}; NOT shown to be better than always answering {self.largest_class[:40]!r}"
+
 
 @dataclass
 class Sample:

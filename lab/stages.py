@@ -207,5 +207,7 @@ def evaluate(setup, logits, images, start, run, weights, screen):
     write_whole(weights, content.getvalue())
     test = images.test
     results = scores.score(logits.cpu().numpy(), test.labels.numpy(), test.classes, test.files)
-    screen.say(f"test loss {results.loss:.4f}, {results.correct} of {results.total} right")
+    screen.say(
+        f"test loss {results.loss:.4f}, {results.correct} of {results.total} right; {results.beside()}"
+    )
     return results, inspection.look_into(setup.model, images, results.predictions, start.recipe.values, run)

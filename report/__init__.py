@@ -1,15 +1,49 @@
 """From the run record to the report and the submitted code. Reads the record; computes nothing anew."""
 
+from lab.bundle import bundle_names
+from lab.files import sha256, write_whole
+from lab.record import write_record, write_tables
 from report.answers import check_answers
 from report.fonts import missing_letters
 from report.latex import check_latex, write_latex
 from report.notebook import check_finished, check_notebook, write_notebook
-from report.outputs import check_report, write_code, write_report
 from report.render import check_renderer, render_report
 from report.submission import assemble_submission, submission_of
 
-__all__ = [
-    "assemble_submission", "check_answers", "check_finished", "check_latex", "check_notebook",
-    "check_renderer", "check_report", "missing_letters", "render_report", "submission_of", "write_code",
-    "write_latex", "write_notebook", "write_report",
-]  # fmt: skip
+__all__ = ["check_finished", "check_report", "write_code", "write_notebook", "write_report"]
+
+
+def check_report(answers, latex, notebook):
+    """InputError if the report could not be drawn in the end: found before the work, not after it."""
+    check_renderer()
+    check_answers(answers)
+    if latex:
+        check_latex(answers)
+    if notebook:
+        check_notebook()
+
+
+def write_code(record, folder):
+    """Write the submitted code, the record and its tables into `folder`, where the weights lie already."""
+    _, code, weights = bundle_names(record.student.id)
+    write_whole(folder / code, assemble_submission(submission_of(record)))
+    record.files = {name: sha256(folder / name) for name in (code, weights)}
+    write_tables(folder / "run", record)
+    write_record(folder / "run" / "record.json", record)
+
+
+def write_report(record, folder, answers=None, latex=False):
+    """Draw the PDF, the same page for the screen (run/report.html), and LaTeX if asked for, into `folder`.
+
+    Yields what there is to say of it: (line, whether something failed).
+    """
+    pdf, run = bundle_names(record.student.id)[0], folder / "run"
+    content, page = render_report(record, run, answers)
+    write_whole(folder / pdf, content)
+    write_whole(run / "report.html", page)
+    record.files[pdf] = sha256(folder / pdf)
+    write_record(run / "record.json", record)
+    if missing := missing_letters("".join([record.student.name or "", *record.data.classes])):
+        yield f"the report's fonts lack {missing}: look at it, a box may stand in its place", False
+    if latex and (message := write_latex(record, run, folder / "latex", answers)[1]):
+        yield message, True

@@ -12,8 +12,6 @@ import re
 import warnings
 from operator import attrgetter
 from urllib.parse import unquote
-from xml.etree import ElementTree
-from xml.parsers import expat
 
 import jinja2
 import jinja2.meta
@@ -23,15 +21,12 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from lab.errors import InputError
 from report import formulas, rehearsal, source
-from report.page import STRICT, TEMPLATES, data_url
+from report.page import STRICT, TEMPLATES, data_url, shorten
 from report.submission import assemble_submission, submission_of
 
 ANSWERS = TEMPLATES / "answers"
 FILLED = ".filled.md"  # how the file of an answer ends whose look-ups are done, as the PDF carries it
-PICTURES = {
-    ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif",
-    ".svg": "image/svg+xml",
-}  # fmt: skip
+PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif"}
 
 NEAR = 0.05  # attention distances that differ by less than this share of the image's side count as alike
 ANSWER_KB = 200  # of one file at most
@@ -133,7 +128,7 @@ def sentence(text):
     return f"{text[0].upper()}{text[1:]}."
 
 
-FILTERS = {f.__name__: f for f in (percent, whole, points, effect, pixels, setting, sentence)}
+FILTERS = {f.__name__: f for f in (percent, whole, points, effect, pixels, setting, sentence, shorten)}
 
 
 def excerpts(record):
@@ -299,7 +294,7 @@ def _picture(path, source, alt):
         kind = PICTURES.get(file.suffix.lower())
         if kind and file.is_relative_to(path.parent.resolve()) and file.is_file():
             content = file.read_bytes()
-            fault = _fault_of(content, kind)
+            fault = _fault_of(content)
     except OSError as error:  # a name too long, too
         fault = error.strerror
     except ValueError:  # a null byte in the name
@@ -310,35 +305,10 @@ def _picture(path, source, alt):
     return data_url(content, kind)
 
 
-def _fault_of(content, kind):
-    """Why the bytes of a picture cannot be shown, or None. An SVG may refer to nothing outside itself."""
+def _fault_of(content):
+    """Why the bytes of a picture cannot be shown, or None."""
     if len(content) > PICTURE_MB * 1e6:
         return f"it has {len(content) / 1e6:.0f} MB, at most {PICTURE_MB} are allowed"
-    if kind == "image/svg+xml":
-        try:
-            parser = expat.ParserCreate()  # which decodes first: a plain search misses UTF-16
-            parser.StartDoctypeDeclHandler = lambda *doctype: seen.append(doctype)
-            seen = []
-            parser.Parse(content, True)
-            if seen:
-                return "it has a DOCTYPE, which can define entities: save it without, or as PNG"
-            root = ElementTree.fromstring(content)
-        except (
-            ElementTree.ParseError,
-            expat.ExpatError,
-            ValueError,
-            LookupError,
-        ):  # no XML, or in an unknown encoding
-            return "it is not an SVG drawing"
-        for element in root.iter():
-            tag = str(element.tag).rpartition("}")[2]
-            values = [value for name, value in element.items() if name.rpartition("}")[2] == "href"]
-            values = [] if tag == "a" else values  # only to be clicked on
-            styles = " ".join([*element.attrib.values(), (element.text or "") * (tag == "style")])
-            values += re.findall(r"(?:url\(|@import)[\s'\"]*([^\s'\")]*)", styles)
-            if other := next((v for v in values if not v.strip().startswith(("#", "data:"))), None):
-                return f"it takes in {other[:80]!a}: save it as PNG, or with everything in it"
-        return None
     from PIL import Image
 
     try:

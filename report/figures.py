@@ -8,7 +8,6 @@ import atexit
 import io
 import shutil
 import tempfile
-import unicodedata
 from functools import lru_cache
 
 import matplotlib
@@ -23,14 +22,17 @@ from matplotlib.ticker import MaxNLocator
 
 from report import fonts
 from report.answers import NETWORKS, changed_to, points
+from report.page import letters, shorten
 
 WIDTH = 6.5  # inches: the report's text width
 SMALL = 7.5  # points
+NAMED = 40  # classes: of more, no figure could name each and fit on a page
 
 # Told apart by the colour-blind and in grey: Okabe and Ito's blue and vermilion, solid and dashed.
 BLUE, VERMILION = "#0072B2", "#D55E00"
 TRAIN = {"color": BLUE, "linestyle": "-", "linewidth": 1.4}
 TEST = {"color": VERMILION, "linestyle": (0, (4, 1.5)), "linewidth": 1.4}
+HATCHED = {"color": "#f3c6a5", "edgecolor": VERMILION, "linewidth": 0.5, "hatch": "////"}
 STYLE = {
     "font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8.5,
     "axes.titlesize": 9.5, "axes.titleweight": "bold",
@@ -62,27 +64,12 @@ def as_svg(figure):
     return text.getvalue()
 
 
-def _wide(text):
-    """Width of a text in letters; Chinese, Japanese and Korean ones count as two."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def _short(name, width):
-    """A name of at most `width` letters; a longer one loses its middle: names often differ at their end."""
-    head = tail = ""
-    if _wide(name) <= width:
-        return name
-    while _wide(head + tail) < width - 2:
-        head, tail = name[: len(head) + 1], name[len(name) - len(tail) - (len(head) > len(tail)) :]
-    return f"{head}…{tail}"
-
-
 def _two_lines(name, width):
     """A name on at most two lines of `width` letters, broken after a sign or space where there is one."""
-    name = _short(name, 2 * width - 2)
-    if _wide(name) <= width:
+    name = shorten(name, 2 * width - 2)
+    if letters(name) <= width:
         return name
-    ends = [i for i in range(1, len(name)) if max(_wide(name[:i]), _wide(name[i:])) <= width]
+    ends = [i for i in range(1, len(name)) if max(letters(name[:i]), letters(name[i:])) <= width]
     middle = len(name) / 2
     at = min(ends, key=lambda i: (name[i - 1].isalnum() or name[i - 1] == "…", abs(i - middle)))
     return f"{name[:at].rstrip()}\n{name[at:]}"
@@ -116,21 +103,36 @@ def _show(axes, image, **settings):
 
 
 def draw_counts(counts):
-    """Images of each class, training and test: {"train": {class: n}, "test": {class: n}}."""
+    """Images of each class, training and test: {"train": {class: n}, "test": {class: n}}. Many classes are
+    sorted by their size and go without names."""
     names = list(counts["train"])
+    if len(names) > NAMED:
+        return _draw_many_counts(counts)
     train, test = ([counts[side][name] for name in names] for side in ("train", "test"))
     figure, axes = plt.subplots(figsize=(WIDTH, 0.55 + 0.17 * len(names)))
     places = range(len(names))
     axes.barh(places, train, height=0.72, color=BLUE, label="training")
-    hatched = {"color": "#f3c6a5", "edgecolor": VERMILION, "linewidth": 0.5, "hatch": "////"}
-    axes.barh(places, test, left=train, height=0.72, label="test", **hatched)
+    axes.barh(places, test, left=train, height=0.72, label="test", **HATCHED)
     widest = max(a + b for a, b in zip(train, test))
     for place, a, b in zip(places, train, test):
         axes.text(a + b + 0.008 * widest, place, f"{a} + {b}", va="center_baseline", fontsize=SMALL)
-    axes.set_yticks(places, [_short(name, 30) for name in names], fontsize=8)
+    axes.set_yticks(places, [shorten(name, 30) for name in names], fontsize=8)
     axes.set(xticks=[], xlim=(0, 1.1 * widest), ylim=(len(names) - 0.4, -0.6))
     axes.tick_params(axis="y", length=0)
     axes.spines[["left", "bottom"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def _draw_many_counts(counts):
+    pairs = np.array(list(zip(counts["train"].values(), counts["test"].values())))
+    train, test = pairs[np.argsort(-pairs.sum(axis=1), kind="stable")].T
+    ranks = np.arange(1, len(train) + 1)
+    figure, axes = plt.subplots(figsize=(WIDTH, 2.2))
+    # Areas, not bars: hundreds of bars make a moiré of hairlines.
+    axes.fill_between(ranks, train, step="mid", color=BLUE, linewidth=0, label="training")
+    axes.fill_between(ranks, train, train + test, step="mid", label="test", **HATCHED)
+    axes.set(xlabel="classes, largest first", ylabel="images", xlim=(0.5, len(ranks) + 0.5), ylim=(0, None))
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -159,25 +161,35 @@ def draw_history(history, baseline):
 
 
 def confusion_words(matrix, class_names):
-    """The confusion matrix in words, with all its numbers: (rows: true classes) -> one line of text."""
+    """The confusion matrix in words, with all its numbers; of many classes only the number that is right,
+    because nobody listens to thousands of them."""
+    total = sum(map(sum, matrix))
+    if len(class_names) > NAMED:
+        right = sum(row[i] for i, row in enumerate(matrix))
+        return (
+            f"Confusion matrix of {total} test images in {len(class_names)} classes: {right} on the diagonal."
+        )
     rows = []
     for i, (name, row) in enumerate(zip(class_names, matrix)):
         taken = [f"{n} taken for {class_names[j]}" for j, n in enumerate(row) if n and j != i]
         rows.append(", ".join([f"{name}: {row[i]} of {sum(row)} right", *taken]))
-    return f"Confusion matrix of {sum(map(sum, matrix))} test images. " + "; ".join(rows) + "."
+    return f"Confusion matrix of {total} test images. " + "; ".join(rows) + "."
 
 
 def draw_confusion_matrix(matrix, class_names):
-    """Counts, true classes in rows; the shade is the share of the row. Long names lose their middle."""
+    """Counts, true classes in rows; the shade is the share of the row. Long names lose their middle. Many
+    classes are numbered, and their counts are left to the shade."""
     matrix = np.asarray(matrix)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     n = len(class_names)
+    if n > NAMED:
+        return _draw_many_confusions(shares)
     size = 9 if n <= 10 else 8 if n <= 20 else 7
-    cell = max(0.145, min(0.36, 4.6 / n))  # inches: a number of two digits fits
-    labels = [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in class_names]
-    margin = max(map(len, labels)) * 0.052 * size / 8 + 0.55
+    cell = max(0.145, min(0.36, 4.0 / n))  # inches: a number of two digits fits
+    labels = [shorten(name, 24) for name in class_names]
+    margin = max(map(letters, labels)) * 0.052 * size / 8 + 0.55
     width, height = n * cell + margin + 0.35, n * cell + 0.72 * margin + 0.35
     figure, axes = plt.subplots(figsize=(min(WIDTH, width), height))
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for i, j in np.argwhere(matrix):
         colour = "white" if shares[i, j] > 0.5 else "black"
@@ -191,6 +203,18 @@ def draw_confusion_matrix(matrix, class_names):
     axes.grid(which="minor", color="0.85", linewidth=0.5)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
+    return figure
+
+
+def _draw_many_confusions(shares):
+    n = len(shares)
+    figure, axes = plt.subplots(figsize=(5.6, 5.0))
+    # From 1, as a person counts, and over all of it: the classes stand in the order of the CSV's columns.
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, extent=(0.5, n + 0.5, n + 0.5, 0.5))
+    axes.set(xlabel="predicted class, by number", ylabel="true class, by number")
+    axes.spines[["top", "right"]].set_visible(True)
+    bar = figure.colorbar(image, shrink=0.6, label="share of the true class")
+    _thin(bar)
     return figure
 
 

@@ -26,7 +26,6 @@ from report import answers, fonts, render
 from report.formulas import for_latex, printable
 
 INSTALL_PANDOC = "--latex needs pandoc: pip install pypandoc-binary (35 MB)"
-NO_SVG = "--latex cannot show an SVG picture: save it as PNG or JPEG"
 TEMPLATE = render.TEMPLATES / "report.latex"
 LANGUAGES = {"python": "Python", "py": "Python", "bash": "bash", "sh": "bash", "c": "C", "cpp": "C++"}
 # Classes of the page that are environments or commands of the template.
@@ -76,8 +75,6 @@ def check_latex(folder=None):
         for token in answers.tokens(answers.read_answer(path)):
             if token.type.startswith("math"):
                 for_latex(path, re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "0", token.content, flags=re.DOTALL))
-            if token.type == "image" and token.attrs["src"].lower().endswith(".svg"):
-                raise InputError(f"{path}: {NO_SVG}")
 
 
 def _raw(text, block=False):
@@ -389,8 +386,6 @@ class Body:
             return _raw(f"\\includegraphics[max width=\\linewidth]{{{url}}}")
         kind, _, content = url.removeprefix("data:").partition(";base64,")
         content = base64.b64decode(content)
-        if kind == "image/svg+xml":
-            raise InputError(f"{self.answer}: {NO_SVG}")
         self.pictures += 1
         name = f"picture-{self.pictures:03}.{PICTURES.get(kind, 'png')}"
         if kind in PICTURES:

@@ -1,6 +1,7 @@
 """What pages are made with: the templates' environment, and URLs that hold what they point to."""
 
 import base64
+import unicodedata
 
 import jinja2
 
@@ -13,6 +14,21 @@ STRICT = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_bloc
 def templates(**options):
     """The environment that fills the files in templates/; a name that is not there is an error."""
     return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), **STRICT, **options)
+
+
+def letters(text):
+    """How wide a text is in letters; Chinese, Japanese and Korean ones count as two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def shorten(name, width):
+    """A name of at most `width` letters; a longer one loses its middle: names often differ at their end."""
+    head = tail = ""
+    if letters(name) <= width:
+        return name
+    while letters(head + tail) < width - 2:
+        head, tail = name[: len(head) + 1], name[len(name) - len(tail) - (len(head) > len(tail)) :]
+    return f"{head}…{tail}"
 
 
 def data_url(content, kind):

@@ -11,34 +11,22 @@ import platform
 import re
 import warnings
 from collections import Counter
-from pathlib import Path
 from urllib.parse import unquote
 
 from lab.errors import InputError
 from lab.record import as_json
-from report import answers, fonts
+from report import answers, extracts, fonts
 from report.page import TEMPLATES, data_url, templates
 from report.source import recipe_groups
 
 QUESTION_NAMES = {key: f"Question {number}" for key, number, _ in answers.QUESTIONS}
 
-DEBIAN = "sudo apt-get install -y libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0"
-FEDORA = "sudo dnf install -y pango"
 INSTALL_PANGO = {
-    **dict.fromkeys(("debian", "ubuntu"), DEBIAN),
-    **dict.fromkeys(("fedora", "rhel"), FEDORA),
+    "Linux": "sudo apt-get install -y libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0 (Debian, Ubuntu) "
+    "or sudo dnf install -y pango (Fedora)",
     "Darwin": "brew install pango",
     "Windows": "pacman -S mingw-w64-ucrt-x86_64-pango in an MSYS2 shell (https://www.msys2.org)",
 }
-
-
-def install_hint(system, os_release=""):
-    """The command that installs WeasyPrint's system libraries on such a system."""
-    if system != "Linux":
-        return INSTALL_PANGO.get(system, "install Pango 1.44 or newer")
-    likes = " ".join(re.findall(r"^ID(?:_LIKE)?=(.*)", os_release, re.MULTILINE))
-    known = (INSTALL_PANGO[name] for name in re.findall(r"\w+", likes) if name in INSTALL_PANGO)
-    return next(known, f"{DEBIAN} (Debian, Ubuntu) or {FEDORA} (Fedora)")
 
 
 def check_renderer():
@@ -48,11 +36,8 @@ def check_renderer():
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import weasyprint  # noqa: F401
-    except ImportError:
-        raise InputError("the package weasyprint is missing: pip install -r requirements.txt") from None
     except OSError as error:
-        release = Path("/etc/os-release")
-        hint = install_hint(platform.system(), release.read_text() if release.is_file() else "")
+        hint = INSTALL_PANGO.get(platform.system(), "install Pango 1.44 or newer")
         library = str(error).partition(":")[0].removeprefix("cannot load library ").strip("'\" ")
         raise InputError(f"the PDF needs a system library ({library}): {hint}") from None
 
@@ -205,11 +190,15 @@ def fill_page(record, run, answers_folder, drawings):
     log = (run / "training.log").read_text(encoding="utf-8")
     shown = ("examples", "mistakes", "train_samples", "test_samples")
     texts = answers.answer_texts(record, answers_folder)
+    pictures = {name: _read_pictures(getattr(record.shown, name), run) for name in shown}
     return environment.get_template("report.html.j2").render(
         answers.lookups(record),
         record=record,
         document_date=document_date(record),
-        **{name: _read_pictures(getattr(record.shown, name), run) for name in shown},
+        **pictures,
+        extracts=extracts,
+        example_rows=extracts.example_rows(pictures["examples"], record.data.classes),
+        numbered=record.data.classes if len(record.data.classes) > figures.NAMED else (),
         questions=answers.QUESTIONS,
         answers=answers.render_texts(texts),
         own=answers.own_answers(record, texts),
@@ -244,13 +233,7 @@ def _fetcher():
     """A WeasyPrint URL fetcher that reads data URLs only: no network, no files."""
     from weasyprint.urls import URLFetcher
 
-    class DataFetcher(URLFetcher):
-        def fetch(self, url, headers=None):
-            if not url.startswith("data:"):
-                raise ValueError(f"{url} is not part of the report")
-            return super().fetch(url, headers)
-
-    return DataFetcher()
+    return URLFetcher(allowed_protocols={"data"})
 
 
 def _worth_saying(entry):

@@ -89,7 +89,8 @@ def run_program(*args, cwd, **environment):
     """A program in a process of its own, as a user starts it."""
     return subprocess.run(
         [sys.executable, *map(str, args)],
-        cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300,
+        cwd=cwd, env=os.environ | environment, capture_output=True, timeout=300,
+        encoding=environment.get("PYTHONIOENCODING"), text=True,
     )  # fmt: skip
 
 
@@ -138,6 +139,17 @@ def bundle(tmp_path_factory):
     made = Bundle(home)
     made.process = process
     return made
+
+
+def drawn(record, bundle, folder=None):
+    """The report of a record as HTML, without its figures, which take most of the time: only their names."""
+    from report import render
+
+    names = "counts curves confusion calibration rollout distance heads positions filters diary shares"
+    page = render.fill_page(
+        record, bundle.run, folder, {name: f"figures/{name}.pdf" for name in names.split()}
+    )
+    return render.number(page, render.QUESTION_NAMES)
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def test_names_with_special_characters_and_other_scripts(record, bundle, tmp_pat
     text = source(changed, bundle, tmp_path / "latex")
     assert ODD not in text
     assert r"\input" not in text
-    assert text.count(r"100\% \$x\$ \#1") > 10
+    assert text.count(r"100\% \$x\$ \#1") >= 10  # the table, samples, examples
     assert r"pdfauthor={林美玲 \textbackslash input\{x\}}" in " ".join(text.split())
     assert r"\babelprovide[import,onchar=ids]{chinese}" in text
 

@@ -14,6 +14,7 @@ from html import unescape
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from conftest import drawn
 from pypdf import PdfReader
 
 import report
@@ -42,8 +43,14 @@ def record(bundle):
 
 
 @pytest.fixture(scope="module")
-def text(bundle):
-    return flat("\n".join(page.extract_text() for page in PdfReader(bundle.pdf).pages))
+def pages(bundle):
+    """The text of each page, extracted once: that takes seconds."""
+    return [flat(page.extract_text()) for page in PdfReader(bundle.pdf).pages]
+
+
+@pytest.fixture(scope="module")
+def text(pages):
+    return flat(" ".join(pages))
 
 
 def flat(text):
@@ -61,11 +68,6 @@ def change_recipe(record, **values):
     changed = copy.deepcopy(record)
     changed.recipe.values = dataclasses.replace(changed.recipe.values, **values)
     return changed
-
-
-def drawn(record, bundle, folder=None):
-    """The report of a record as HTML."""
-    return render.render_html(record, bundle.run, folder)
 
 
 def test_the_report_holds_everything_the_assignment_asks_for(text, record):
@@ -343,11 +345,6 @@ def test_pictures_in_answers_come_from_their_own_folder_only(tmp_path, record, b
             answered(folder, record, text)
 
 
-SVG = (
-    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="9" height="9">'
-)
-
-
 def png_that_claims(width, height):
     """The bytes of a small PNG file whose header says that it is large."""
 
@@ -368,21 +365,7 @@ def png_that_claims(width, height):
         ("a.png", png_that_claims(60000, 60000), "too many pixels: make it smaller"),
         ("a.png", png_that_claims(9000, 9000), "9000 x 9000 pixels are too many: make it smaller"),
         ("a.gif", bytes(20_600_000), "it has 21 MB, at most 20 are allowed"),
-        ("a.svg", b"<svg", "it is not an SVG drawing"),
-        ("a.svg", f'{SVG}<image xlink:href="file:///etc/passwd"/></svg>', "takes in 'file:///etc/passwd'"),
-        (
-            "a.svg",
-            f'{SVG}<image href="http://127.0.0.1:9/x.png"/></svg>',
-            "takes in 'http://127.0.0.1:9/x.png'",
-        ),
-        ("a.svg", f'{SVG}<use href="other.svg#x"/></svg>', "takes in 'other.svg#x'"),
-        (
-            "a.svg",
-            f'{SVG}<rect fill="url(http://127.0.0.1:9/#x)"/></svg>',
-            "takes in 'http://127.0.0.1:9/#x'",
-        ),
-        ("a.svg", f"{SVG}<style>@import 'http://127.0.0.1:9/x';</style></svg>", "takes in 'http://127.0"),
-        ("a.svg", f'<!DOCTYPE svg [<!ENTITY x SYSTEM "file:///etc/passwd">]>{SVG}&x;</svg>', "entities"),
+        ("a.svg", b"<svg", "put a .png, .jpg, .jpeg, .gif file into"),  # a drawing may take in other files
     ],
 )
 def test_pictures_that_are_broken_huge_or_refer_to_others_are_refused(tmp_path, name, content, fault):
@@ -393,18 +376,6 @@ def test_pictures_that_are_broken_huge_or_refer_to_others_are_refused(tmp_path, 
     ) as said:
         report.check_answers(tmp_path)
     assert "\n" not in str(said.value)
-
-
-def test_drawings_that_stand_alone_are_shown(tmp_path, record):
-    figure, axes = plt.subplots(figsize=(1, 1))
-    axes.plot([1, 2])
-    figure.savefig(tmp_path / "plot.svg")
-    plt.close(figure)
-    (tmp_path / "link.svg").write_text(
-        f'{SVG}<a href="http://example.org"><rect fill="url(#g)"/></a><text>url(x)</text></svg>'
-    )
-    html = answered(tmp_path, record, "![a plot](plot.svg) ![a link](link.svg)")["q06"]
-    assert html.count("data:image/svg+xml") == 2
 
 
 @pytest.mark.parametrize(
@@ -435,7 +406,7 @@ def test_an_answer_that_is_a_pipe_is_not_waited_for(tmp_path):
 def test_weasyprint_may_read_nothing_but_the_page():
     fetcher = render._fetcher()
     for url in ("file:///etc/passwd", "http://127.0.0.1:9/x.png"):
-        with pytest.raises(ValueError, match="not part of the report"):
+        with pytest.raises(ValueError, match="disallowed protocol"):
             fetcher.fetch(url)
 
 
@@ -591,21 +562,16 @@ def test_figures_of_studies_have_captions_links_and_all_numbers_in_words(record,
 
 
 @pytest.mark.parametrize(
-    ("system", "release", "command"),
+    ("system", "command"),
     [
-        ("Linux", 'ID=debian\nVERSION="12"', "apt-get install -y libpango"),
-        ("Linux", "ID=linuxmint\nID_LIKE='ubuntu debian'", "apt-get install -y libpango"),
-        ("Linux", 'ID="rocky"\nID_LIKE="rhel centos fedora"', "dnf install -y pango"),
-        ("Linux", "ID=arch", "apt-get install"),
-        ("Darwin", "", "brew install pango"),
-        ("Windows", "", "mingw-w64-ucrt-x86_64-pango"),
+        ("Linux", "apt-get install -y libpango"),
+        ("Linux", "dnf install -y pango"),
+        ("Darwin", "brew install pango"),
+        ("Windows", "mingw-w64-ucrt-x86_64-pango"),
+        ("Plan9", "install Pango"),
     ],
 )
-def test_missing_libraries_come_with_the_command_that_installs_them(system, release, command):
-    assert command in render.install_hint(system, release)
-
-
-def test_missing_libraries_are_one_clear_line(monkeypatch):
+def test_missing_libraries_come_with_the_command_that_installs_them(monkeypatch, system, command):
     import builtins
 
     real = builtins.__import__
@@ -617,7 +583,8 @@ def test_missing_libraries_are_one_clear_line(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_pango)
-    with pytest.raises(InputError, match=r"system library \(libpango-1\.0-0\): .*install") as caught:
+    monkeypatch.setattr(render.platform, "system", lambda: system)
+    with pytest.raises(InputError, match=rf"system library \(libpango-1\.0-0\): .*{command}") as caught:
         report.check_renderer()
     assert "\n" not in str(caught.value)
 
@@ -673,14 +640,15 @@ def test_the_pdf_is_tagged_for_screen_readers(bundle, record):
     assert set(pdf.metadata) >= {"/Title", "/Author", "/Subject", "/Keywords", "/CreationDate"}
 
 
-def test_code_copied_out_of_the_pdf_runs(bundle):
+def test_code_copied_out_of_the_pdf_runs(bundle, pages):
     import torch
     from einops import einsum, rearrange
 
     # This reader widens gaps between words but keeps the indentation.
     lines = [
         line
-        for page in PdfReader(bundle.pdf).pages
+        for page, text in zip(PdfReader(bundle.pdf).pages, pages)
+        if "softmax" in text and "def forward(self, x):" in text  # this extraction is slow
         for line in page.extract_text(extraction_mode="layout").splitlines()
     ]
     start = next(i for i, line in enumerate(lines) if re.match(r"\s*def\s+forward\(self,\s+x\):", line))
@@ -732,10 +700,10 @@ def test_the_report_is_small(bundle):
 
 def test_figures_tables_and_sections_are_numbered_in_order_and_linked(bundle):
     page = (bundle.run / "report.html").read_text(encoding="utf-8")
-    for kind in ("Figure", "Table"):
+    for kind, least in (("Figure", 10), ("Table", 2)):
         numbers = re.findall(rf'<b class="label">{kind} (\d+)\.</b>', page)
         assert numbers == [str(i + 1) for i in range(len(numbers))]
-        assert len(numbers) >= 3
+        assert len(numbers) >= least
     ids = re.findall(r' id="([\w-]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'<a [^>]*href="#([\w-]+)"', page)) <= set(ids)
@@ -751,17 +719,14 @@ def test_a_reference_to_nothing_is_refused_and_a_lost_equation_becomes_text():
         render.number(page + '<a href="#c"></a>', {})
 
 
-def test_every_rubric_point_names_its_page(bundle):
-    pdf = PdfReader(bundle.pdf)
-    first = flat(pdf.pages[0].extract_text())
-    pages = [flat(page.extract_text()) for page in pdf.pages]
+def test_every_rubric_point_names_its_page(pages):
     for row, sign in {
         "Question 6": "Question 6. Briefly",
         "Question 7": "Question 7. Describe",
         "Question 9": "Question 9. Report",
         "Question 10d": "Question 10d. How",
     }.items():
-        number = int(re.findall(rf"{row} (\d+)\b", first)[-1])
+        number = int(re.findall(rf"{row} (\d+)\b", pages[0])[-1])
         assert sign in pages[number - 1]
 
 

@@ -252,23 +252,6 @@ def test_a_run_that_diverges_keeps_the_old_bundle(bundle, copy, capsys, monkeypa
     assert names_in(copy.folder.parent) == ["0812345"]
 
 
-def test_a_fault_in_the_report_does_not_cost_the_weights(bundle, tmp_path, monkeypatch, capsys):
-    import report.outputs
-
-    def fail(*args):
-        raise RuntimeError("a fault")
-
-    monkeypatch.setattr(report.outputs, "render_report", fail)
-    args = ["--student-id", "s2", "--output-dir", tmp_path, "--quiet"]
-    with pytest.raises(RuntimeError, match="a fault"):
-        call(*args, "--data", bundle.home / "dataset.zip", *TINY_ARGS, "--set", "epochs=1")
-    assert "add --report-only" in capsys.readouterr().err
-    monkeypatch.undo()
-    assert call(*args, "--report-only") == 0
-    assert (tmp_path / "s2" / "s2_Lab8_Homework.pdf").is_file()
-    assert (tmp_path / "s2" / "s2_Lab8_Homework.pth").is_file()
-
-
 def test_the_demonstration_run_says_what_it_is(tmp_path, monkeypatch):
     from pypdf import PdfReader
 
