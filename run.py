@@ -162,7 +162,7 @@ def main(argv=None):
         if options.verify:
             from verify.verification import verify_all
 
-            return verify_all(options.verify, options.data, screen)
+            return verify_all(options.verify, options.data, screen, limits=options.limits)
         if options.check:
             from lab.stages import check_data
 

@@ -120,13 +120,18 @@ def show_data(facts, screen):
         screen.say(line, "yellow")
 
 
+def describe_model(model):
+    """The ModelFacts of a model, as torchinfo summarises it."""
+    summary = torchinfo.summary(model, depth=2, verbose=0)  # two levels, as in the assignment
+    return ModelFacts(summary.total_params, summary.trainable_params, str(summary), str(model))
+
+
 def build(images, start, device, screen):
     """-> (training.Setup, ModelFacts). InputError where the memory is too small."""
     recipe = start.recipe.values
     check_memory(recipe, device, start.precision, len(images.train), len(images.facts.classes))
     setup = prepare(images.train, images.test, recipe, device, start.precision)
-    summary = torchinfo.summary(setup.model, depth=2, verbose=0)  # two levels, as in the assignment
-    facts = ModelFacts(summary.total_params, summary.trainable_params, str(summary), str(setup.model))
+    facts = describe_model(setup.model)
     screen.say(f"ViT with {facts.parameters:,} parameters")
     return setup, facts
 

@@ -8,7 +8,7 @@ from report.fonts import missing_letters
 from report.latex import check_latex, write_latex
 from report.notebook import check_finished, check_notebook, write_notebook
 from report.render import check_renderer, render_report
-from report.submission import assemble_submission
+from report.submission import assemble_submission, submission_of
 
 __all__ = ["check_finished", "check_report", "write_code", "write_notebook", "write_report"]
 
@@ -26,7 +26,7 @@ def check_report(answers, latex, notebook):
 def write_code(record, folder):
     """Write the submitted code, the record and its tables into `folder`, where the weights lie already."""
     _, code, weights = bundle_names(record.student.id)
-    write_whole(folder / code, assemble_submission(record))
+    write_whole(folder / code, assemble_submission(submission_of(record)))
     record.files = {name: sha256(folder / name) for name in (code, weights)}
     write_tables(folder / "run", record)
     write_record(folder / "run" / "record.json", record)

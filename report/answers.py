@@ -22,9 +22,10 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from lab.errors import InputError
 from report import formulas, rehearsal, source
 from report.page import STRICT, TEMPLATES, data_url, shorten
-from report.submission import assemble_submission
+from report.submission import assemble_submission, submission_of
 
 ANSWERS = TEMPLATES / "answers"
+FILLED = ".filled.md"  # how the file of an answer ends whose look-ups are done, as the PDF carries it
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif"}
 
 NEAR = 0.05  # attention distances that differ by less than this share of the image's side count as alike
@@ -132,7 +133,7 @@ FILTERS = {f.__name__: f for f in (percent, whole, points, effect, pixels, setti
 
 def excerpts(record):
     """The `code` of the answers: it shows lines of the submitted program and names its step and lines."""
-    program, file = assemble_submission(record), f"{record.student.id}_Lab8_Homework.py"
+    program, file = assemble_submission(submission_of(record)), f"{record.student.id}_Lab8_Homework.py"
 
     def code(name, start=None, end=None):
         text, first, last = source.excerpt(program, name, start, end)
@@ -440,10 +441,23 @@ def answer_texts(record, folder=None):
 
     InputError, with the file and where known the line, for a name or a formula that is not right.
     """
-    own = rehearsal.ask(folder, record) if folder else {}
+    own = {}
+    if folder and any(folder.glob(f"*{FILLED}")):  # a PDF's: text, in which nothing is looked up
+        for path in (folder / f"{key}{FILLED}" for key, *_ in QUESTIONS):
+            if path.is_file():
+                own[path.name.removesuffix(FILLED)] = path, read_answer(path)
+                _check_parts(*own[path.name.removesuffix(FILLED)])
+    elif folder and any(folder.glob("*.md")):
+        own = {key: (folder / f"{key}.md", text) for key, text in rehearsal.ask(folder, record).items()}
     ours = fill_in(record, ANSWERS, leave=own)
-    return {key: (folder / f"{key}.md", own[key]) if key in own else (ANSWERS / f"{key}.md", ours[key])
-            for key, *_ in QUESTIONS}  # fmt: skip
+    return {key: own[key] if key in own else (ANSWERS / f"{key}.md", ours[key]) for key, *_ in QUESTIONS}
+
+
+def own_answers(record, texts):
+    """Of `answer_texts`, those that say something else than our own: the student's."""
+    mine = {key: answer for key, answer in texts.items() if answer[0].parent != ANSWERS}
+    ours = fill_in(record, ANSWERS, leave=texts.keys() - mine.keys())
+    return {key: answer for key, answer in mine.items() if answer[1].split() != ours[key].split()}
 
 
 def _check_template(environment, path, text):
@@ -497,6 +511,10 @@ def fill_in(record, folder, tried=False, leave=()):
 
 def render_answers(record, folder=None):
     """{question id: (path, HTML)} of all answers; a file in `folder` replaces the project's own."""
+    return render_texts(answer_texts(record, folder))
+
+
+def render_texts(texts):
+    """The same of `answer_texts`."""
     markdown = _markdown()
-    texts = answer_texts(record, folder)
     return {key: (path, markdown.render(text, {"path": path})) for key, (path, text) in texts.items()}

@@ -18,7 +18,7 @@ from pathlib import Path
 from lab.bundle import bundle_names, notebook_name
 from lab.errors import InputError
 from lab.files import place, sha256, write_whole
-from report.submission import assemble_cells, assemble_submission
+from report.submission import assemble_cells, assemble_submission, submission_of
 
 PACKAGES = ("jupytext", "nbclient", "ipykernel")
 START_SECONDS = 300  # for the kernel, on a busy machine
@@ -37,7 +37,7 @@ def check_finished(record, folder):
     for path in (folder / code, folder / weights, folder / "run" / "dataset_split"):
         if not path.exists():
             raise InputError(f"--notebook needs {path}, which is gone: {again}")
-    if (folder / code).read_text(encoding="utf-8") != assemble_submission(record):
+    if (folder / code).read_text(encoding="utf-8") != assemble_submission(submission_of(record)):
         why = "was changed, or written by another version, and a notebook would hold other code"
         raise InputError(f"{folder / code} {why}: {again}")
     if sha256(folder / weights) != record.files[weights]:

@@ -1,6 +1,7 @@
 """The run record -> one HTML page with everything in it -> an A4 PDF."""
 
 import contextlib
+import dataclasses
 import datetime
 import html
 import io
@@ -10,8 +11,10 @@ import platform
 import re
 import warnings
 from collections import Counter
+from urllib.parse import unquote
 
 from lab.errors import InputError
+from lab.record import as_json
 from report import answers, extracts, fonts
 from report.page import TEMPLATES, data_url, templates
 from report.source import recipe_groups
@@ -186,6 +189,7 @@ def fill_page(record, run, answers_folder, drawings):
     environment.filters.update(answers.FILTERS)
     log = (run / "training.log").read_text(encoding="utf-8")
     shown = ("examples", "mistakes", "train_samples", "test_samples")
+    texts = answers.answer_texts(record, answers_folder)
     pictures = {name: _read_pictures(getattr(record.shown, name), run) for name in shown}
     return environment.get_template("report.html.j2").render(
         answers.lookups(record),
@@ -196,7 +200,8 @@ def fill_page(record, run, answers_folder, drawings):
         example_rows=extracts.example_rows(pictures["examples"], record.data.classes),
         numbered=record.data.classes if len(record.data.classes) > figures.NAMED else (),
         questions=answers.QUESTIONS,
-        answers=answers.render_answers(record, answers_folder),
+        answers=answers.render_texts(texts),
+        own=answers.own_answers(record, texts),
         log=log_pieces(log, record.training.history),
         settings=setting_columns(record.recipe.values.as_dict()),
         arrays=read_arrays(record, run),
@@ -236,10 +241,26 @@ def _worth_saying(entry):
     return "HarfBuzz-Subset" not in entry.getMessage()
 
 
+def carried(record, run, answers_folder=None):
+    """{name: bytes} of what the PDF carries, so that with images and weights it can be drawn again: the
+    record, the log, and the student's answers, look-ups done, with their pictures."""
+    files = {name: digest for name, digest in record.files.items() if not name.endswith(".pdf")}
+    found = {
+        "record.json": as_json(dataclasses.replace(record, files=files)).encode(),
+        "training.log": (run / "training.log").read_bytes(),
+    }
+    texts = answers.answer_texts(record, answers_folder)
+    for key, (path, text) in answers.own_answers(record, texts).items():
+        found[f"answers/{key}{answers.FILLED}"] = text.encode()
+        pictures = [unquote(token.attrs["src"]) for token in answers.tokens(text) if token.type == "image"]
+        found |= {f"answers/{name}": (path.parent / name).read_bytes() for name in pictures}
+    return found
+
+
 def render_report(record, run, answers_folder=None):
     """The report as (PDF bytes, HTML text), from the record and its run folder alone.
 
-    The PDF is tagged for PDF/UA-1 (ISO 14289-1).
+    The PDF is tagged for PDF/UA-1 (ISO 14289-1), and carries what verification draws it again from.
     """
     check_renderer()
     import weasyprint
@@ -250,4 +271,9 @@ def render_report(record, run, answers_folder=None):
     # WeasyPrint knows no media features, and warns of each.
     printed = re.sub(r'<style class="screen">.*?</style>', "", page, count=1, flags=re.DOTALL)
     document = weasyprint.HTML(string=printed, base_url=TEMPLATES.as_uri(), url_fetcher=_fetcher())
-    return document.write_pdf(pdf_variant="pdf/ua-1", pdf_tags=True), page
+    date = datetime.datetime.fromisoformat(document_date(record))
+    attached = [
+        weasyprint.Attachment(string=content, name=name, description=name, created=date, modified=date)
+        for name, content in carried(record, run, answers_folder).items()
+    ]
+    return document.write_pdf(pdf_variant="pdf/ua-1", pdf_tags=True, attachments=attached), page

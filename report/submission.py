@@ -2,14 +2,36 @@
 for the `.py` and the notebook."""
 
 import json
+import re
 import textwrap
 from functools import lru_cache
+from typing import NamedTuple
 
+from lab.recipe import Recipe
 from report.page import templates
 from report.source import piece, recipe_groups
 
 WIDTH = 110  # letters a line, as in the project's source
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class Submission(NamedTuple):
+    """All that the submitted program's text depends on. `precision`: fp32, bf16 or fp16; the last two are
+    those of the record's DataFacts."""
+
+    id: str
+    recipe: Recipe
+    precision: str
+    pixel_range: tuple[float, float] | None = None
+    from_split: bool = False
+
+
+def submission_of(record):
+    """The Submission of a recorded run."""
+    data = record.data
+    return Submission(
+        record.student.id, record.recipe.values, record.machine.precision, data.pixel_range, data.from_split
+    )
 
 
 def _settings(recipe):
@@ -35,20 +57,27 @@ def _template():
     return environment.get_template("submission.py.j2")
 
 
-def _fill(record, **more):
+def _fill(submission, **more):
     return _template().render(
-        id=record.student.id,
-        settings=_settings(record.recipe.values),
-        precision=DTYPES[record.machine.precision],
-        pixel_range=record.data.pixel_range,
-        from_split=record.data.from_split,
+        id=submission.id,
+        settings=_settings(submission.recipe),
+        precision=DTYPES[submission.precision],
+        pixel_range=submission.pixel_range,
+        from_split=submission.from_split,
         **more,
     )
 
 
-def assemble_submission(record):
-    """The text of the submitted program, with the hyperparameters of the recorded run."""
-    return _fill(record, notebook=False)
+def assemble_submission(submission):
+    """The text of the submitted program."""
+    return _fill(submission, notebook=False)
+
+
+def assemble_code_cells(submission):
+    """The code of the notebook alone: the text of each cell."""
+    text = _fill(submission, notebook=True, log=[], last_epoch=[], demonstration=False, date="")
+    cells = re.split(r"^# %%(.*)\n", text, flags=re.MULTILINE)[1:]
+    return [body.strip("\n") for kind, body in zip(cells[::2], cells[1::2]) if "markdown" not in kind]
 
 
 def assemble_cells(record, log):
@@ -56,4 +85,4 @@ def assemble_cells(record, log):
     lines = log.splitlines()
     last = max((i for i, line in enumerate(lines) if line.startswith("Epoch:")), default=0)
     about = {"demonstration": record.data.demonstration, "date": record.date[:10]}
-    return _fill(record, notebook=True, log=lines, last_epoch=lines[last:], **about)
+    return _fill(submission_of(record), notebook=True, log=lines, last_epoch=lines[last:], **about)

@@ -147,7 +147,8 @@ OTHERS = {
     "lab/synthetic.py": {"--per-class"},  # python -m lab.synthetic
     "report/fonts.py": {"--text", "--mono"},
     "report/latex.py": {"--sandbox", "--wrap", "--columns", "--template"},
-    "verify/sandbox.py": {"--map-root-user", "--net"},
+    "verify/__main__.py": {"--jobs", "--diff", "--report-csv"},
+    "verify/verification.py": {"--report-csv"},
 }
 
 

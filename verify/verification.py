@@ -1,341 +1,171 @@
-"""Whether a bundle is what its report says: `run.py --verify`.
+"""All bundles that were handed in: `run.py --verify`, `python -m verify`.
 
-The images are split and labelled here. The submitted model gives its logits in a process of its own
-(sandbox.py), and the scores computed from them are compared with the text of the PDF.
+Each is checked in a process of its own (check.py) with a time limit; what is said of it is put together here.
 """
 
-import ast
-import json
-import re
+import multiprocessing
+import os
 import tempfile
-import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 from lab import intake
-from lab.bundle import KINDS, STUDENT_ID, bundle_names
-from lab.errors import InputError
-from lab.files import sha256
-from lab.recipe import Recipe
-from lab.scores import score
-from verify.sandbox import SubmissionError, submitted_logits
+from lab.bundle import KINDS, bundle_names
+from lab.files import write_csv, write_whole
+from lab.limits import LIMITS
+from verify.check import EDITED, FAILED, HOLDS, Verdict, Work, check, check_apart
+from verify.handed_in import Files, find_bundles, printable
 
-FILE = re.compile(rf"({STUDENT_ID})_Lab8_Homework\.({'|'.join(KINDS)})")
-MAX_BYTES = 2**31  # of one file in a zip
-MAX_BUNDLES = 1000
-# Names that bring a ready-made transformer.
-PREBUILT_MODULES = ("timm", "transformers", "vit_pytorch", "open_clip", "torchvision.models", "torch.hub")
-PREBUILT_NAMES = (
-    "MultiheadAttention",
-    "Transformer",
-    "TransformerEncoder",
-    "TransformerEncoderLayer",
-    "VisionTransformer",
-)
+SECONDS = 600  # for one bundle
+ROOT = Path(__file__).parent.parent
+PRELOAD = ["verify.check", "weasyprint", "pypdfium2", "matplotlib.pyplot", "sklearn.metrics", "scipy.stats"]
+STYLES = {HOLDS: "green", EDITED: "yellow"}
 
 
-class Files(NamedTuple):
-    """A bundle as it was found."""
+def _processes():
+    """The context that processes are started with; where the system can, they share what was imported."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
 
-    student_id: str
-    place: str  # where, for messages
-    paths: dict  # {"pdf": Path, "py": Path, "pth": Path}, those that are there
-    run: Path | None  # the run folder with its record, if it lies beside them
-
-
-class Verdict(NamedTuple):
-    student_id: str
-    place: str
-    faults: list  # one line each; none: the bundle holds
-    correct: int | None
-    total: int | None
-
-
-def find_bundles(path, scratch):
-    """All bundles at `path`: a folder of one or many, or a zip of one or many, zips in folders too.
-
-    Zips are unpacked under `scratch`. InputError if there is nothing, or no bundle in it.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"--verify {path}: there is no such folder or zip")
-    if path.is_file() and not zipfile.is_zipfile(path):
-        raise InputError(f"--verify {path}: name a bundle's folder, a folder of many, or a zip")
-    files = [] if path.is_file() else list(_walk(path))
-    zips = [path] if path.is_file() else [file for file in files if file.suffix.lower() == ".zip"]
-    found = {}
-    for file in files:
-        if match := FILE.fullmatch(file.name):
-            found.setdefault((str(file.parent), match[1]), {})[match[2]] = file
-    for i, archive in enumerate(zips):
-        for place, student_id, kind, file in _unpack(archive, scratch / f"zip{i}"):
-            found.setdefault((place, student_id), {})[kind] = file
-    if not found:
-        raise InputError(f"--verify {path}: no file there is called <id>_Lab8_Homework.pdf, .py or .pth")
-    if len(found) > MAX_BUNDLES:
-        raise InputError(f"--verify {path}: more than {MAX_BUNDLES} bundles; give a part of them")
-    # The upload zip beside its own three files is no second bundle, unless it holds other files.
-    for place, student_id in list(found):
-        beside = found.get((str(Path(place).parent), student_id)) if place.endswith(".zip") else None
-        if beside and _hashes(beside) == _hashes(found[place, student_id]):
-            del found[place, student_id]
-    bundles = []
-    for (place, student_id), paths in sorted(found.items(), key=lambda item: (item[0][1], item[0][0])):
-        run = next(iter(paths.values())).parent / "run"
-        bundles.append(Files(student_id, place, paths, run if (run / "record.json").is_file() else None))
-    return bundles
-
-
-def _hashes(paths):
-    """{kind: SHA-256} of a bundle's files."""
-    return {kind: sha256(path) for kind, path in paths.items()}
-
-
-def _walk(folder):
-    """The files below `folder`, sorted, without run folders, hidden ones and what links lead to."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.is_symlink():
-            continue
-        if path.is_file():
-            yield path
-        elif path.is_dir() and path.name not in ("run", "latex"):
-            yield from _walk(path)
-
-
-def _unpack(archive, folder):
-    """The bundle files of a zip: yields (place, student id, kind, path). Only names that fit are unpacked,
-    under names of ours, so that no path in the zip leads anywhere."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    before = os.environ.get("PYTHONPATH")
+    # Else the server finds no module of ours, and each process imports them for itself.
+    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{before}" if before else str(ROOT)
     try:
-        with zipfile.ZipFile(archive) as opened:
-            for i, entry in enumerate(opened.infolist()):
-                *parents, name = entry.filename.replace("\\", "/").split("/")
-                match = FILE.fullmatch(name)
-                if not match or "__MACOSX" in parents:
-                    continue
-                if entry.file_size > MAX_BYTES:
-                    raise InputError(f"{archive}: {name} is larger than {MAX_BYTES / 1e9:.0f} GB")
-                place = folder / f"{i}"
-                place.mkdir(parents=True)
-                with opened.open(entry) as source, open(place / name, "wb") as target:
-                    left = entry.file_size
-                    while chunk := source.read(min(left, 2**20)):
-                        target.write(chunk)
-                        left -= len(chunk)
-                inside = "/".join(parents)
-                yield f"{archive}{':' + inside if inside else ''}", match[1], match[2], place / name
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError) as error:
-        raise InputError(f"cannot read {archive} as a zip ({error})") from None
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    return context
 
 
-def read_report(pdf):
-    """What a report states, as text: {"loss", "accuracy", "correct", "total", "parameters", "fingerprint",
-    "matrix" (in words), "hashes"}, each None where the PDF does not hold it. InputError if it is no PDF."""
-    from pypdf import PdfReader
-    from pypdf.errors import PyPdfError
-
+def check_in_process(bundle, work, context, seconds=SECONDS):
+    """The Verdict on a bundle from a process of its own, which is ended after so many seconds."""
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=check_apart, args=(send, bundle, work), daemon=True)
+    process.start()
+    send.close()
+    verdict = Verdict(bundle.student_id, bundle.place)
     try:
-        reader = PdfReader(pdf)
-        text = " ".join(" ".join(page.extract_text() for page in reader.pages).split())
-        figures = list(_alternatives(reader.trailer["/Root"].get("/StructTreeRoot")))
-    except (PyPdfError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"the PDF cannot be read ({type(error).__name__})") from None
-
-    def stated(pattern):
-        match = re.search(pattern, text)
-        return match[1].replace(",", "") if match else None
-
-    scores = re.search(
-        r"a test loss of ([\d.]+) and a test accuracy of ([\d.]+) % \((\d+) of (\d+) images\)", text
-    )
-    return dict(zip(("loss", "accuracy", "correct", "total"), scores.groups() if scores else [None] * 4)) | {
-        "parameters": stated(r"the model has ([\d,]+) parameters"),
-        "fingerprint": stated(r"Data fingerprint ([0-9a-f]{64})"),
-        "matrix": next((alt for alt in figures if alt.startswith("Confusion matrix of ")), None),
-        "hashes": dict(re.findall(r"(\S+_Lab8_Homework\.(?:py|pth)) ([0-9a-f]{64})", text)),
-    }
-
-
-def _alternatives(node):
-    """The alternative texts in a PDF's structure tree."""
-    waiting = [] if node is None else [node]
-    while waiting:
-        node = waiting.pop().get_object()
-        if isinstance(node, list):
-            waiting += node
-        elif isinstance(node, dict):
-            if "/Alt" in node:
-                yield str(node["/Alt"])
-            if "/K" in node:
-                waiting.append(node["/K"])
-
-
-def prebuilt_models(code):
-    """The ready-made transformers that a program's text names, in order. SyntaxError if it is no Python."""
-    found = []
-    for node in ast.walk(ast.parse(code)):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Attribute):
-            names = [ast.unparse(node)]
-        for name in names:
-            in_module = any(name == m or name.startswith(m + ".") for m in PREBUILT_MODULES)
-            if in_module or ("." in name and name.rpartition(".")[2] in PREBUILT_NAMES):
-                found.append(name)
-    return sorted(set(found))
-
-
-def submitted_recipe(code):
-    """The Recipe in SETTINGS of a submitted program's text, which is not run. InputError if there is none."""
-    for node in ast.parse(code).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SETTINGS":
-            try:
-                return Recipe(**{k.arg: ast.literal_eval(k.value) for k in node.value.keywords})
-            except (AttributeError, TypeError, ValueError) as error:
-                raise InputError(f"SETTINGS in the code cannot be read: {error}") from None
-    raise InputError("the code has no SETTINGS")
-
-
-def verify(bundle, images_folder):
-    """The Verdict on one bundle. `images_folder`: the images, or None for those of the bundle's own run."""
-    faults, scores = [], (None, None)
-    try:
-        scores = _check(bundle, images_folder, faults)
-    except (InputError, SubmissionError) as error:
-        faults.append(str(error))
-    return Verdict(bundle.student_id, bundle.place, faults, *scores)
-
-
-def _check(bundle, images_folder, faults):
-    """Add to `faults`; -> (correct, total). InputError or SubmissionError where no more can be checked."""
-    missing = [n for n, kind in zip(bundle_names(bundle.student_id), KINDS) if kind not in bundle.paths]
-    if missing:
-        raise InputError(f"there is no {', '.join(missing)}")
-    try:
-        code = bundle.paths["py"].read_text(encoding="utf-8")
-        prebuilt = prebuilt_models(code)
-    except (SyntaxError, ValueError, OSError, RecursionError) as error:
-        raise InputError(f"the .py is not a Python program ({error})") from None
-    if prebuilt:
-        faults.append(f"the code uses a ready-made model: {', '.join(prebuilt)}")
-
-    stated = read_report(bundle.paths["pdf"])
-    hashes = _hashes(bundle.paths)
-    for kind in ("py", "pth"):
-        if stated["hashes"].get(bundle.paths[kind].name) != hashes[kind]:
-            faults.append(f"the .{kind} is not the file whose hash the PDF states")
-    if bundle.run:
-        faults += _against_record(bundle, hashes)
-    results, parameters, fingerprint = _measure(bundle, submitted_recipe(code), images_folder)
-    if fingerprint != stated["fingerprint"]:
-        faults.append("the images are others than the report's")
-    faults += _differences(stated, results, parameters)
-    return results.correct, results.total
-
-
-def _measure(bundle, recipe, images_folder):
-    """(Results, parameters, fingerprint of the images) of the submitted model, on a split made here."""
-    folder = images_folder or (bundle.run / "dataset_split" if bundle.run else None)
-    if folder is None or not folder.is_dir():
-        raise InputError("not evaluated: give the images with --data dataset.zip")
-    with tempfile.TemporaryDirectory() as scratch:
-        source = intake.Source(folder, "folder", folder.name)
-        images = intake.read_images(source, recipe, Path(scratch) / "split")
-        test = images.test
-        logits, parameters = submitted_logits(
-            bundle.paths["py"],
-            bundle.paths["pth"],
-            test.pixels[test.rows],
-            len(test.classes),
-            scratch,
-            recipe,
-        )
-    results = score(logits, test.labels.numpy(), test.classes, test.files)
-    return results, parameters, images.facts.fingerprint
-
-
-def _differences(stated, results, parameters):
-    """Faults: where what the PDF states is not what was measured."""
-    from report.figures import confusion_words
-
-    measured = {
-        "loss": f"{results.loss:.4f}",
-        "accuracy": f"{results.accuracy:.2%}".rstrip("%"),
-        "correct": str(results.correct),
-        "total": str(results.total),
-        "parameters": str(parameters),
-        "matrix": confusion_words(results.confusion_matrix, list(results.per_class)),
-    }
-    faults = []
-    for what, value in measured.items():
-        # Another machine's rounding may move the last of the digits shown.
-        near = what == "loss" and stated[what] and abs(float(stated[what]) - results.loss) < 2e-4
-        if stated[what] == value or near:
-            continue
-        if what == "matrix":
-            faults.append("the confusion matrix differs from the PDF's")
+        if receive.poll(seconds):
+            verdict = receive.recv()
         else:
-            shown = "does not state it" if stated[what] is None else f"states {stated[what]}"
-            faults.append(f"{what}: measured {value}, the PDF {shown}")
-    return faults
+            verdict.reasons.append(f"the check took longer than {seconds} s")
+    except EOFError:  # it ended without a word
+        process.join(10)
+        verdict.reasons.append(f"its files ended the check (exit code {process.exitcode})")
+    finally:
+        process.kill()
+        process.join()
+        receive.close()
+    return verdict
 
 
-def _against_record(bundle, hashes):
-    """Faults of the files, whose hashes these are, against the run record beside them."""
+def check_all(bundles, work, jobs, screen):
+    """The Verdicts on all bundles, in order, so many at a time."""
+    context = _processes()
+    pool = ThreadPoolExecutor(jobs)
     try:
-        recorded = json.loads((bundle.run / "record.json").read_text(encoding="utf-8"))["files"]
-        return [
-            f"the .{kind} is not the file in run/record.json"
-            for kind, path in bundle.paths.items()
-            if recorded[path.name] != hashes[kind]
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"run/record.json cannot be read ({type(error).__name__})"]
+        with screen.count("checking bundles", len(bundles)) as tick:
+
+            def one(bundle):
+                try:
+                    return check_in_process(bundle, work, context)
+                finally:
+                    tick()
+
+            return list(pool.map(one, bundles))
+    finally:
+        for process in multiprocessing.active_children():  # after Ctrl-C
+            process.kill()
+        pool.shutdown(cancel_futures=True)
+
+
+def compare_bundles(verdicts):
+    """Name on both what two bundles have in common that they should not."""
+    for v in verdicts:
+        others = [o for o in verdicts if o is not v]
+        if again := [printable(o.place) for o in others if o.student_id == v.student_id]:
+            v.reasons.append(f"there is another bundle of this id: {', '.join(again)}")
+            v.word = FAILED
+        for what, words in (("weights", "weights"), ("code", "edited code")):
+            same = {o.student_id for o in others if getattr(v, what) and getattr(o, what) == getattr(v, what)}
+            if same := sorted(same - {v.student_id}):
+                v.remarks.append(f"the same {words} as {', '.join(same)}")
 
 
 def _show(verdict, screen):
-    if verdict.faults:
-        said = f"FAILED: {'; '.join(verdict.faults)} ({verdict.place})"
+    said = printable(verdict.word)
+    if verdict.reasons:
+        said += f": {printable('; '.join(verdict.reasons), 2000)}"
     else:
-        said = (
-            f"holds: {verdict.correct} of {verdict.total} right; loss, confusion matrix, parameters and "
-            "hashes are those in the PDF"
-        )
-    screen.say(f"{verdict.student_id}  {said}", "red" if verdict.faults else "green")
+        said += f": {verdict.correct} of {verdict.total} right; figures and pages are those of the PDF"
+    if verdict.remarks:
+        said += f" [{printable('; '.join(verdict.remarks), 1000)}]"
+    screen.say(f"{verdict.student_id}  {said} ({printable(verdict.place)})", STYLES.get(verdict.word, "red"))
 
 
-def verify_all(path, source, screen):
+HEADER = ["id", "name", "verdict", "accuracy", "loss", "parameters", "settings changed from the template"]
+HEADER += [*(f"point {n}" for n in range(1, 11)), "own answers", "remarks", "reason"]
+
+
+def gradebook(verdicts):
+    """The rows of --report-csv, under HEADER. No cell is a formula to a spreadsheet."""
+    for v in verdicts:
+        figures = [f"{v.correct / v.total:.4f}", f"{v.loss:.4f}", v.parameters] if v.total else [""] * 3
+        points = ["" if not v.rubric else "yes" if there else "no" for there in v.rubric or [None] * 10]
+        own = ", ".join(v.own) or ("as shipped" if v.total else "")
+        row = [v.student_id, v.name, v.word, *figures, v.settings, *points, own]
+        cells = [printable(cell, 2000) for cell in (*row, "; ".join(v.remarks), "; ".join(v.reasons))]
+        yield [f"'{cell}" if cell[:1] in tuple("=+-@") else cell for cell in cells]
+
+
+def verify_all(path, source, screen, *, limits=LIMITS, jobs=1, diff=None, table=None):
     """Check all bundles at `path` on the images at `source`, a zip or folder.
 
     None: each on its own run's, or dataset.zip or dataset/ in the working folder if one has no run.
 
-    A line for each, and a table where there are many. -> exit code: 0 if all hold, else 1. InputError
-    as `find_bundles` and data.open_source raise it.
+    A line for each and for all else that lies there, a table where there are many, the differences of edited
+    code in the folder `diff`, and the CSV `table`. -> exit code: 0 if all hold and nothing else is there,
+    else 1. InputError as find_bundles and intake.open_source raise it.
     """
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        bundles = find_bundles(path, scratch)
+        bundles, lines = find_bundles(path, scratch)
         if source is None and any(bundle.run is None for bundle in bundles):
             source = intake.default_source()
-        images = intake.open_source(source, scratch).folder if source else None
-        verdicts = []
-        for bundle in bundles:
-            verdicts.append(verify(bundle, images))
-            _show(verdicts[-1], screen)
+        images = intake.open_source(source, scratch, limits) if source and bundles else None
+        threads = max(1, (os.cpu_count() or 1) // jobs) if "OMP_NUM_THREADS" not in os.environ else None
+        verdicts = check_all(bundles, Work(images, scratch, threads), jobs, screen) if bundles else []
+    compare_bundles(verdicts)
+    for verdict in verdicts:
+        _show(verdict, screen)
+    for line in lines:
+        screen.say(f"{'--  ' if line.fails else ''}{printable(line.text, 2000)} ({printable(line.place)})",
+                   "red" if line.fails else "dim")  # fmt: skip
     if len(verdicts) > 1:
-        rows = [
-            (v.student_id, f"{v.correct / v.total:.2%}" if v.total else "", "FAILED" if v.faults else "holds")
-            for v in verdicts
-        ]
+        rows = [(v.student_id, f"{v.correct / v.total:.2%}" if v.total else "", v.word) for v in verdicts]
         screen.table(("student", "test accuracy", "verdict"), rows)
-    return 1 if any(v.faults for v in verdicts) else 0
+    if diff:
+        _write_diffs(diff, verdicts)
+    if table:
+        write_csv(table, HEADER, gradebook(verdicts))
+    return int(any(v.word != HOLDS for v in verdicts) or any(line.fails for line in lines) or not verdicts)
+
+
+def _write_diffs(folder, verdicts):
+    """Write what was edited in each code to a file of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, verdict in enumerate(verdicts, 1):
+        if verdict.diff:
+            write_whole(folder / f"{verdict.student_id}-{number}.diff", "\n".join(verdict.diff) + "\n")
 
 
 def verify_own(folder, student_id, screen):
     """Check the bundle that a run has just put in `folder`, say so, and return whether it holds."""
     paths = {kind: folder / name for kind, name in zip(KINDS, bundle_names(student_id))}
-    verdict = verify(Files(student_id, str(folder), paths, folder / "run"), None)
+    with tempfile.TemporaryDirectory() as scratch:
+        verdict = check(Files(student_id, str(folder), paths, folder / "run"), Work(None, Path(scratch)))
     _show(verdict, screen)
-    return not verdict.faults
+    return verdict.word == HOLDS

@@ -1,0 +1,82 @@
+"""The submitted PDF: what it carries, and whether its pages look like those that are drawn here."""
+
+from lab.errors import InputError
+
+PDF_BYTES = 10**8
+CARRIED_BYTES, CARRIED_FILES = 10**8, 100
+SCALE = 1.5  # 108 dots an inch: a full stop of the text has two
+# So much of 255 may a dot differ, and so many dots of a page: what another version of a library draws.
+DIFFERENCE, DOTS = 40, 4
+
+
+def open_pdf(content):
+    """A PDF's bytes, opened. InputError if it is none."""
+    import pypdfium2
+
+    try:
+        return pypdfium2.PdfDocument(content)
+    except pypdfium2.PdfiumError as error:
+        raise InputError(f"the PDF cannot be read ({error})") from None
+
+
+def carried_files(pdf):
+    """{name: bytes} of the files that a PDF carries. InputError where they are too many or too large."""
+    import pypdfium2
+
+    count, found = pdf.count_attachments(), {}
+    if count > CARRIED_FILES:
+        raise InputError(f"the PDF carries {count} files")
+    try:
+        for i in range(count):
+            attached = pdf.get_attachment(i)
+            found[attached.get_name()] = bytes(attached.get_data())
+            if sum(map(len, found.values())) > CARRIED_BYTES:
+                raise InputError("the PDF carries files of over 100 MB")
+    except pypdfium2.PdfiumError as error:
+        raise InputError(f"the PDF's attachments cannot be read ({error})") from None
+    return found
+
+
+def _active(pdf):
+    """What could change the page under a reader's eyes, in words; None where there is nothing."""
+    import pypdfium2.raw as pdfium
+
+    if pdf.get_formtype() != pdfium.FORMTYPE_NONE:
+        return "a form"
+    return "JavaScript" if pdfium.FPDFDoc_GetJavaScriptActionCount(pdf.raw) else None
+
+
+def _marks(page):
+    """The kinds of a page's annotations, in order."""
+    import pypdfium2.raw as pdfium
+
+    kinds = []
+    for i in range(pdfium.FPDFPage_GetAnnotCount(page.raw)):
+        annotation = pdfium.FPDFPage_GetAnnot(page.raw, i)
+        kinds.append(pdfium.FPDFAnnot_GetSubtype(annotation))
+        pdfium.FPDFPage_CloseAnnot(annotation)
+    return sorted(kinds)
+
+
+def compare_pages(theirs, ours):
+    """Where a PDF does not look like ours, a line each. Both opened."""
+    import numpy as np
+
+    if len(theirs) != len(ours):
+        return [f"the PDF has {len(theirs)} pages, not {len(ours)}"]
+    faults = [f"the PDF has {what}"] if (what := _active(theirs)) else []
+    different = []
+    for number, (page, own) in enumerate(zip(theirs, ours), 1):
+        if np.abs(np.subtract(page.get_size(), own.get_size())).max() > 0.5 or _marks(page) != _marks(own):
+            different.append(number)
+            continue
+        seen, drawn = (p.render(scale=SCALE, rev_byteorder=True).to_numpy() for p in (page, own))
+        if seen.shape != drawn.shape:
+            different.append(number)
+        elif not np.array_equal(seen, drawn):
+            dots = np.abs(np.subtract(seen, drawn, dtype=np.int16)).max(-1) > DIFFERENCE
+            different += [number] * bool(dots.sum() > DOTS)
+    if different:
+        which = f"page{'s' * (len(different) > 1)} {', '.join(map(str, different))}"
+        faults.append(f"{which} of the PDF: not what this project draws from these weights and images")
+    return faults
