@@ -134,7 +134,7 @@ def patch_filters(model, patch_size, channels):
     filters = model.to_patch_embedding[1].weight.cpu().double().numpy()  # (dim, p p c)
     _, strength, components = np.linalg.svd(filters - filters.mean(axis=0), full_matrices=False)
     count = min(MAX_FILTERS, *filters.shape)
-    shares = strength**2 / (strength**2).sum()
+    shares = strength**2 / max((strength**2).sum(), 1e-30)  # weights may be zero
     components = components[:count]
     largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
     components = components * np.sign(largest)

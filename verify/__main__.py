@@ -28,6 +28,8 @@ def make_parser():
     parser.add_argument("bundles", type=Path, help="a bundle's folder, a folder of many, or a zip")
     parser.add_argument("--data", metavar="PATH", help="the images (default: those of each bundle's own run)")
     parser.add_argument("--limit", metavar="NAME=N", action="append", default=[], help="as for run.py")
+    table = "the table that --data was read with: a report's own word for it is not followed"
+    parser.add_argument("--labels", metavar="FILE", help=table)
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="bundles checked at a time")
     parser.add_argument("--diff", metavar="DIR", type=Path, help="write there what was edited in each code")
     parser.add_argument("--report-csv", metavar="FILE", type=Path, help="a table for the gradebook")
@@ -48,7 +50,7 @@ def main(argv=None):
         from verify.verification import verify_all
 
         keep_caches_writable()
-        more = {"jobs": args.jobs, "diff": args.diff, "table": args.report_csv}
+        more = {"labels": args.labels, "jobs": args.jobs, "diff": args.diff, "table": args.report_csv}
         screen = Screen(args.quiet, stages=0)
         return verify_all(args.bundles, args.data, screen, limits=limits_of(args.limit), **more)
     except KeyboardInterrupt:

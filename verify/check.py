@@ -45,11 +45,13 @@ NEAR = 2e-4
 
 
 class Work(NamedTuple):
-    """What the checks of all bundles share. `source`: an intake.Source, or None for each run's own images."""
+    """What the checks of all bundles share. `source`: an intake.Source, or None for each run's own images;
+    `labels`: the table that its classes are read from, or None."""
 
     source: intake.Source | None
     scratch: Path
     threads: int | None = None
+    labels: str | None = None
 
 
 @dataclass
@@ -214,7 +216,7 @@ def read_images(bundle, work, record, run, verdict):
     Decoded once for all bundles that look at the same ones in the same way. InputError if there are none.
     """
     source, recipe = work.source, record.recipe.values
-    choices = dataclasses.replace(record.data.choices, labels=None)  # a stranger names no file of ours
+    choices = dataclasses.replace(record.data.choices, labels=work.labels)  # not a file that a stranger names
     if own := source is None:
         folder = bundle.run / "dataset_split" if bundle.run else None
         if folder is None or not folder.is_dir() or folder.is_symlink():

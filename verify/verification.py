@@ -121,8 +121,9 @@ def gradebook(verdicts):
         yield [f"'{cell}" if cell[:1] in tuple("=+-@") else cell for cell in cells]
 
 
-def verify_all(path, source, screen, *, limits=LIMITS, jobs=1, diff=None, table=None):
-    """Check all bundles at `path` on the images at `source`, a zip or folder.
+def verify_all(path, source, screen, *, limits=LIMITS, labels=None, jobs=1, diff=None, table=None):
+    """Check all bundles at `path` on the images at `source`, a zip or folder, with classes from the table
+    `labels` if it is given.
 
     None: each on its own run's, or dataset.zip or dataset/ in the working folder if one has no run.
 
@@ -137,7 +138,7 @@ def verify_all(path, source, screen, *, limits=LIMITS, jobs=1, diff=None, table=
             source = intake.default_source()
         images = intake.open_source(source, scratch, limits) if source and bundles else None
         threads = max(1, (os.cpu_count() or 1) // jobs) if "OMP_NUM_THREADS" not in os.environ else None
-        verdicts = check_all(bundles, Work(images, scratch, threads), jobs, screen) if bundles else []
+        verdicts = check_all(bundles, Work(images, scratch, threads, labels), jobs, screen) if bundles else []
     compare_bundles(verdicts)
     for verdict in verdicts:
         _show(verdict, screen)
