@@ -1,7 +1,6 @@
 """NEU-CLS, where the variable NEU_CLS_ZIP names its zip: 6 classes of 300 grey images."""
 
 import json
-import os
 import re
 import shutil
 
@@ -12,14 +11,14 @@ from pypdf import PdfReader
 from lab.record import Copies
 
 # Long enough to pass the baseline by far, short enough for a test.
-SHORT = ["--set", "epochs=12", "--set", "warmup_epochs=2", "--set", "image_size=64", "--set", "patch_size=8"]
+SHORT = ["epochs=12", "warmup_epochs=2", "image_size=64", "patch_size=16", "depth=3"]
 
 
 @pytest.fixture(scope="module")
 def neu(neu_zip, tmp_path_factory):
     home = tmp_path_factory.mktemp("neu")
-    args = ["--student-id", "neu", "--data", neu_zip, *SHORT]
-    process = run_program(ROOT / "run.py", *args, cwd=home, OMP_NUM_THREADS=str(os.cpu_count()))
+    args = ["--student-id", "neu", "--data", neu_zip, *(part for text in SHORT for part in ("--set", text))]
+    process = run_program(ROOT / "run.py", *args, cwd=home)
     assert process.returncode == 0, process.stderr
     return Bundle(home, "neu")
 
