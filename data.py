@@ -46,7 +46,7 @@ def find_images(folder, paths=None):
         folders = {path: names[1:] for path, names in folders.items()}
     class_of = {path: names[0] for path, names in folders.items() if names}  # not what lies beside them
     if not class_of:
-        found = {path: re.match(r"(.*?[^\W\d_].*?)[ _(-]*\d+\)?$", path.stem) for path in folders}
+        found = {path: re.match(r"(.*?[^\W\d_].*?)[ ._(-]*\d+\)?$", path.stem) for path in folders}
         class_of = {path: name[1] for path, name in found.items() if name}
     if len(set(class_of.values())) < 2:
         raise ValueError(f"no two classes in {folder}: put the images of each class in a folder of its name")

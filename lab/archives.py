@@ -29,7 +29,7 @@ HEADS = (  # how a file begins -> what it is, what to do
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it and give the folder"),
     (b"version https://git-lfs", "a Git LFS pointer in place of the data", "run git lfs pull first"),
 )
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
 DEFLATE64 = 9
 
 
@@ -158,6 +158,10 @@ def _opened(path):
             refuse(path)
     except DAMAGED as error:
         raise InputError(f"cannot read {path} as a zip or tar ({error}): fetch it again") from None
+    except NotImplementedError:  # a RuntimeError, too
+        raise InputError(
+            f"{path} is packed in a way that is not read here: unpack it and give the folder"
+        ) from None
     except (OSError, RuntimeError) as error:  # a file where a folder should be, a name too long
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise

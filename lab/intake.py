@@ -119,7 +119,7 @@ class Decoder:
                 raise OSError("it is not a regular file")
             about = layout.probe(path)
             if about is None and os.path.exists(path):
-                raise OSError("it cannot be read as an image")
+                raise OSError(layout.describe_content(path))
             pixels = about.size[0] * about.size[1] if about else 0
             if pixels > MOST_PIXELS:
                 raise OSError(f"it has {pixels / 1e6:.0f} million pixels, more than {MOST_PIXELS / 1e6:.0f}")

@@ -20,6 +20,8 @@ def _read_rows(path):
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read the table {path}: {error.strerror}") from None
+    if content[:2] == b"PK" or content[:4] == b"\xd0\xcf\x11\xe0":
+        raise InputError(f"{path} is a spreadsheet: save it as CSV and name that")
     for encoding in (
         "utf-8-sig",
         "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "gb18030",
@@ -54,8 +56,10 @@ def _index(folder, paths, table):
     return found
 
 
-def _key_of(cell):
-    return re.sub(r"^(\./)+", "", cell.replace("\\", "/")).casefold()
+def _find(cell, index):
+    """The images that a cell of a table may mean: by its path, else by its last part."""
+    key = re.sub(r"^(\./)+", "", cell.replace("\\", "/")).casefold()
+    return index.get(key) or index.get(key.rpartition("/")[2], [])
 
 
 def table_beside(folder, files, paths):
@@ -67,8 +71,8 @@ def table_beside(folder, files, paths):
             continue
         index = _index(folder, paths, folder / file)
         for column in range(min(8, len(rows[-1]))):
-            cells = {_key_of(row[column]) for row in rows if len(row) > column}
-            named = {path for cell in cells for path in index.get(cell, [])}
+            cells = {row[column] for row in rows if len(row) > column}
+            named = {path for cell in cells for path in _find(cell, index)}
             if len(rows[-1]) > 1 and 2 * len(named) >= len(paths):
                 return folder / file
     return None
@@ -109,14 +113,14 @@ def _columns(rows, index, named, table):
     """(rows without a header, the image column, the function that gives a row's label)."""
     width = max(map(len, rows))
     rows = [row + [""] * (width - len(row)) for row in rows]
-    hits = [sum(_key_of(row[i]) in index for row in rows) for i in range(width)]
+    hits = [sum(bool(_find(row[i], index)) for row in rows) for i in range(width)]
     image = max(range(width), key=hits.__getitem__)
-    has_header = _key_of(rows[0][image]) not in index
+    has_header = not _find(rows[0][image], index)
     header = rows[0] if has_header else [str(i + 1) for i in range(width)]
     rows = rows[has_header:]
     if named:
         image = _column(header, named[0], table)
-    if not any(_key_of(row[image]) in index for row in rows):
+    if not any(_find(row[image], index) for row in rows):
         raise InputError(f"no row of {table} names an image of the data: check --labels and --data")
     if named:
         label = _column(header, named[1], table)
@@ -141,7 +145,7 @@ def read_labels(text, folder, paths, left_out, notes):
     rows, image, label_of = _columns(_read_rows(table), index, named, table)
     labels, gone = defaultdict(set), []
     for row in rows:
-        fits = index.get(_key_of(row[image]), [])
+        fits = _find(row[image], index)
         if len(fits) > 1:
             raise InputError(
                 f"{row[image]!r} in {table} fits {fits[0].as_posix()!r} and {fits[1].as_posix()!r}: write "

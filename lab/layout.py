@@ -26,6 +26,18 @@ from lab.record import LeftOut
 FORMATS = "BMP DIB GIF JPEG JPEG2000 PCX PNG PPM SGI TIFF WEBP AVIF QOI"
 Image.init()
 FORMATS = [name for name in FORMATS.split() if name in Image.OPEN]  # AVIF is not in every Pillow
+CAMERA = {
+    "img",
+    "image",
+    "dsc",
+    "dscn",
+    "dscf",
+    "pict",
+    "photo",
+    "frame",
+    "screenshot",
+    "scan",
+}  # not a class
 DEPTH = 64  # of folders in folders
 # Pictures for other programs. Some raw formats open as their small preview, which is worse than not at all.
 FOREIGN_IMAGES = re.compile(r"\.(hei[cf]|cr[23]|nef|arw|dng|orf|rw2|raf|raw|svg|eps|psd|ai|dcm|jxl)")
@@ -60,6 +72,21 @@ def probe(path):
             return Probe(file.size, file.mode, file.format != "MPO" and getattr(file, "is_animated", False))
     except Exception:  # a damaged file can raise nearly anything
         return None
+
+
+def describe_content(path):
+    """What a file is that is not an image that is read, in words."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if not head:
+        return "it is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer in place of an image: run git lfs pull"
+    if head[4:8] == b"ftyp":
+        return "it is HEIC or a video whatever its name says: convert it to JPEG"
+    if head.lstrip()[:1] == b"<":
+        return "it is a web page or other text"
+    return "it is not an image, or damaged"
 
 
 def walk(folder, left_out, most=float("inf")):
@@ -102,9 +129,10 @@ def _no_data(entry, is_folder):
     if entry.name.startswith(".") or entry.name in ("__MACOSX", "Thumbs.db", "desktop.ini"):
         return "hidden or of the system"
     if is_folder and (
-        entry.name == "site-packages" or os.path.exists(os.path.join(entry.path, "pyvenv.cfg"))
+        entry.name in ("site-packages", "node_modules")
+        or os.path.exists(os.path.join(entry.path, "pyvenv.cfg"))
     ):
-        return "in a Python environment"
+        return "in an environment of Python or Node"
     if is_folder and os.path.exists(os.path.join(entry.path, "run", "record.json")):
         return "output of this program"
     return None
@@ -188,33 +216,34 @@ def _check_classes(classes):
             raise InputError(f"the classes {other!r} and {name!r} differ only in case: rename one")
 
 
-def _check_depth(folder, images):
+def _check_depth(folder, images, notes):
     """InputError where class folders hold folders of their own, so that either could be the classes."""
-    words = defaultdict(
-        lambda: defaultdict(set)
-    )  # class -> what its folders are called but for digits -> names
+    inner = defaultdict(set)  # class -> the folders right below it
     for label, _, path in images:
         parts = path.relative_to(folder).parts[:-1]
         below = parts[parts.index(label) + 1 :] if label in parts else ()
         below = [part for part in below if part != label and not re.fullmatch(data.SPLIT, part)]
-        if below:
-            # crack/2024-05-01 and crack/batch 2 are no classes.
-            words[label][re.sub(r"[\d\W_]+", "", below[0]).lower()].add(below[0])
-    inner = {label: {n for names in found.values() for n in names} for label, found in words.items()}
-    for label, found in words.items():
-        many = len([word for word in found if word]) > 1
-        if not many and not inner[label] & (set(words) | {name for name, _, _ in images}) - {label}:
+        inner[label].update(below[:1])
+    for label, names in inner.items():
+        words = {re.sub(r"[\d\W_]+", "", name).lower() for name in names} - {""}
+        # crack/2024-05-01 and crack/batch 2 are no classes; a name that is one elsewhere is.
+        if len(words) < 2 and not names & (set(inner) - {label}):
+            if names:
+                notes.append(
+                    f"folders below the class {label!r} belong to it ({', '.join(sorted(names)[:3])})"
+                )
             continue
-        names = ", ".join(sorted(inner[label])[:4])
-        twin = next((other for other in words if other != label and inner[other] & inner[label]), None)
+        shown = ", ".join(sorted(names)[:4])
+        twin = next((other for other in inner if other != label and inner[other] & names), None)
+        one_level = "put their pictures directly into the class's folder"
         if twin:
             raise InputError(
-                f"{label!r} and {twin!r} in {folder} both hold folders {names}: two sets, or one twice; "
-                f"leave one out with --exclude '{label}/*', or name the folder of one with --data"
+                f"{label!r} and {twin!r} in {folder} both hold folders {shown}: if these are two sets, or "
+                f"one twice, add --exclude '{label}/*' or name one with --data; if classes, {one_level}"
             )
         raise InputError(
-            f"{label!r} in {folder} holds folders of its own ({names}) beside other classes: name it with "
-            f"--data for these, add --exclude '{label}/*', or put all pictures of {label!r} directly into it"
+            f"{label!r} in {folder} holds folders of its own ({shown}) beside other classes: name it with "
+            f"--data for these, add --exclude '{label}/*', or {one_level}"
         )
 
 
@@ -235,8 +264,9 @@ def _by_folders(folder, paths, files, notes):
     )
     counts = Counter(label for label, _, _ in images)
     in_folders = any(label in path.relative_to(folder).parts for label, _, path in images)
-    one_word = len({re.sub(r"[\d\W_]+", "", label).lower() for label in counts}) == 1
-    if (not in_folders and 2 * sum(n == 1 for n in counts.values()) > len(counts)) or (table and one_word):
+    words = {re.sub(r"[\d\W_]+", "", label).lower() for label in counts}
+    from_names = not in_folders and (2 * list(counts.values()).count(1) > len(counts) or words <= CAMERA)
+    if from_names or (table and len(words) == 1):
         example = images[0][2].relative_to(folder).as_posix()
         raise InputError(
             f"the names of files and folders in {folder} give no classes (as {example!r}): put the images of "
@@ -251,7 +281,7 @@ def _by_folders(folder, paths, files, notes):
             notes.append(
                 f"the folder {label!r} is taken for a class: if it is not, add --exclude '{label}/*'"
             )
-    _check_depth(folder, images)
+    _check_depth(folder, images, notes)
     return images
 
 
@@ -278,19 +308,14 @@ def _sort_files(folder, choices, left_out):
 
 
 def _check_readable(folder, candidates):
-    """InputError where the images are Git LFS pointers, or more than a few are not images at all."""
+    """InputError where more than a few of the images are not images at all."""
     broken = [path for path, found in candidates.items() if found is None]
-    for path in broken[:1]:
-        if os.path.isfile(folder / path):
-            with open(folder / path, "rb") as file:
-                if file.read(40).startswith(b"version https://git-lfs"):
-                    raise InputError(
-                        f"{folder / path} is a Git LFS pointer in place of an image: run git lfs pull first"
-                    )
     if len(broken) * 20 > len(candidates):
+        first = folder / broken[0]
+        why = describe_content(first) if os.path.isfile(first) else "it is not a regular file"
         raise InputError(
-            f"{len(broken)} of {len(candidates)} images cannot be read, the first {folder / broken[0]} (it "
-            "is not an image): replace or remove them"
+            f"{len(broken)} of {len(candidates)} images cannot be read, the first {first} ({why}): replace "
+            "or remove them"
         )
 
 
@@ -304,6 +329,10 @@ def understand(folder, choices):
     for path, reason in masks.items():
         left_out[reason].append(path)
     paths = [path for path in candidates if path not in masks]
+    for flag, patterns in (("--include", choices.include), ("--exclude", choices.exclude)):
+        for pattern in patterns:
+            if not any(_matches(path, [pattern]) for path in files):
+                notes.append(f"{flag} {pattern!r} fits no file")
     if not paths:
         found = ", ".join(f"{len(some)} {reason}" for reason, some in left_out.items())
         raise InputError(f"no images in {folder}{f' ({found})' if found else ''}: check --data")
@@ -318,7 +347,8 @@ def understand(folder, choices):
     if not choices.labels:
         left_out["beside the class folders"] += [path for path in paths if folder / path not in used]
     _check_classes({label for label, _, _ in images})
-    _say_lost(folder, left_out, used, notes)
+    if not choices.labels:
+        _say_lost(folder, used, notes)
     pages = [path for path in paths if candidates[path] and candidates[path].pages and folder / path in used]
     if pages:
         notes.append(f"{len(pages)} files have several pages or frames: the first is read (as of {pages[0]})")
@@ -335,12 +365,11 @@ def understand(folder, choices):
     return Layout(images, sorted(rows, key=lambda row: -row.files), notes, wide)
 
 
-def _say_lost(folder, left_out, used, notes):
-    """Note the folders of which no image is used, though they hold pictures of a format that is not read."""
-    homes = {path.parent for path in used}
-    lost = Counter(p.parent for reason, some in left_out.items() if "not read here" in reason for p in some)
-    for home, count in lost.items():
-        if folder / home not in homes:
-            notes.append(
-                f"nothing of the folder {home.as_posix()!r} is used: its {count} pictures are not read here"
-            )
+def _say_lost(folder, used, notes):
+    """Note the folders beside those of the classes of which no image is used."""
+    homes = {home for path in used for home in path.parents if home.is_relative_to(folder)}
+    for beside in {path.parent.parent for path in used} & homes:
+        for entry in sorted(os.scandir(beside), key=lambda entry: entry.name):
+            if entry.is_dir() and Path(entry.path) not in homes and not _no_data(entry, True):
+                name = Path(entry.path).relative_to(folder).as_posix()
+                notes.append(f"no image of the folder {printable(name)!r} is used")

@@ -108,6 +108,10 @@ def show_data(facts, screen):
         screen.say(
             f"{row.images} images in {row.groups} groups on one side each: {row.reason}, as {row.example}"
         )
+    if facts.from_split:
+        screen.say(
+            "the submitted code cannot choose these images itself: it takes run/dataset_split as it is"
+        )
     for row in facts.left_out:
         screen.say(f"left out: {row.files} {row.reason}, as {row.example}", "yellow")
     for file in facts.unreadable:

@@ -124,6 +124,27 @@ def test_the_choice_that_a_refusal_names_works(tmp_path):
     assert left(facts) == {"--exclude": 8}
 
 
+def test_folders_that_are_not_classes_are_said(tmp_path):
+    folder = fill(tmp_path / "d", ["crack/old", "ok"])
+    draw(folder / "crack" / "x.png", 900)
+    (folder / "dent").mkdir()
+    notes = check(folder, exclude=("nothing*",)).notes
+    assert notes == [
+        "--exclude 'nothing*' fits no file",
+        "folders below the class 'crack' belong to it (old)",
+        "no image of the folder 'dent' is used",
+    ]
+
+
+def test_cats_dots_and_cameras_in_file_names(tmp_path):
+    for i in range(6):
+        draw(tmp_path / "d" / f"{('cat', 'dog')[i % 2]}.{i}.png", i)
+        draw(tmp_path / "e" / f"{('IMG', 'DSC')[i % 2]}_{i}.png", i)
+    assert counts(check(tmp_path / "d")) == {"cat": 3, "dog": 3}
+    with pytest.raises(InputError, match="give no classes"):
+        check(tmp_path / "e")
+
+
 def test_no_class_is_made_of_digits_dates_or_hashes(tmp_path):
     for names in (
         ["1.png", "2.png", "3.png", "4.png"],
@@ -202,15 +223,15 @@ def test_every_other_file_is_counted_by_reason(tmp_path):
         "not images (.txt)": 1,
         "not images (.xml)": 1,
         "beside the class folders": 1,
-        "in a Python environment": 6,
+        "in an environment of Python or Node": 6,
         "output of this program": 2,
         ".heic, which is not read here: convert them to JPEG or PNG": 1,
         "archives, beside images that are not packed": 1,
     }
     assert [(u.file, u.reason) for u in facts.unreadable] == [
-        ("page.png", "OSError: it cannot be read as an image")
+        ("page.png", "OSError: it is a web page or other text")
     ]
-    assert "nothing of the folder 'c' is used: its 1 pictures are not read here" in facts.notes
+    assert "no image of the folder 'c' is used" in facts.notes
 
 
 def test_check_says_all_of_it_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -242,6 +263,7 @@ TABLES = [  # name, lines, what is named after the file
     ("t.txt", [f"d/{i}.png  {'ab'[i % 2]}" for i in range(8)], ""),
     ("t.csv", ["image,a,b", *[f"{i},{1 - i % 2}.0,{i % 2}.0" for i in range(8)]], ""),
     ("t.csv", [f"{i}.png,{'ab'[i % 2]},more" for i in range(8)], ":1,2"),
+    ("t.csv", ["path,label", *[f"/home/x/data/{i}.png,{'ab'[i % 2]}" for i in range(8)]], ""),
 ]
 
 
@@ -291,6 +313,7 @@ def test_a_table_beside_flat_images_is_named_where_none_was_asked_for(tmp_path):
         ("image,x\n0.png,a\n1.png,b", ":image,z", "has no column 'z': it has image, x"),
         ("image,x\n0.png,a\n1.png,b", ":image", "write FILE, or FILE:image column,label column"),
         ("", "", "is empty"),
+        ("PK\x03\x04", "", "is a spreadsheet: save it as CSV"),
         ("image,x\n0.png,a\n1.png,a", "", "gives no two classes"),
     ],
 )
@@ -429,6 +452,9 @@ def test_git_lfs_pointers_are_named(tmp_path):
             "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
         )
     with pytest.raises(InputError, match="is a Git LFS pointer in place of an image: run git lfs pull"):
+        check(tmp_path / "d")
+    (tmp_path / "d" / "a" / "1.jpg").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(InputError, match="it is HEIC or a video whatever its name says"):
         check(tmp_path / "d")
 
 
