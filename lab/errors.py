@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import shutil
+import tempfile
 
 
 def printable(text):
@@ -42,12 +44,21 @@ HINTS |= dict.fromkeys(
 )
 
 
+def _full_place():
+    """Which place is full, where the system does not name the file that it could not write."""
+    with contextlib.suppress(OSError):
+        folder = tempfile.gettempdir()
+        if shutil.disk_usage(folder).free < 2**20:
+            return f" in {folder} (TMPDIR)"
+    return ""
+
+
 def explain(error):
     """An error that a run may end with, in one line for its user; None for one that is a fault of ours."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OSError) and error.errno in HINTS:
-        what = f" {error.filename!r}" if error.filename else ""
+        what = f" {error.filename!r}" if error.filename else _full_place()
         return f"{error.strerror}{what}: {HINTS[error.errno]}"
     if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
         return (

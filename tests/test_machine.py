@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from conftest import ROOT, TINY, TINY_ARGS, make_folder
 import data
 import run
 import train
-from lab import machine, training
+from lab import errors, machine, training
 from lab.errors import InputError
 from lab.recipe import Recipe, load_recipe, named_recipes, parse_setting
 
@@ -247,3 +248,13 @@ def test_no_room_for_temporary_files_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(machine.tempfile, "gettempdir", none)
     with pytest.raises(InputError, match=r"no temporary files can be written .*: set TMPDIR"):
         machine.keep_caches_writable()
+
+
+def test_a_full_place_for_temporary_files_is_named(monkeypatch):
+    """The system says so of a write without telling where."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(errors.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    monkeypatch.setattr(errors.tempfile, "gettempdir", lambda: "/scratch")
+    assert errors.explain(full) == "No space left on device in /scratch (TMPDIR): make room there"
+    full.filename = "o/x"
+    assert errors.explain(full) == "No space left on device 'o/x': make room there"
