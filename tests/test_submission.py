@@ -11,6 +11,8 @@ from fontTools.ttLib import TTFont
 from PIL import Image
 from test_resume import same, weights_of
 
+from verify.__main__ import main as verify
+
 
 def put_on(desk, bundle):
     """Put the submitted code and weights and dataset.zip into a folder, and nothing of the project."""
@@ -102,6 +104,15 @@ def test_where_a_table_and_groups_were_needed_it_takes_the_split_of_the_run(tmp_
     check_training(run_program("-I", made.code.name, cwd=desk), made, desk)
     assert scored(run_program("-I", made.code.name, "--evaluate", cwd=desk)) == recorded(made)
     assert len(made.code.read_text(encoding="utf-8").splitlines()) < 600
+    shutil.copy(made.pdf, desk)  # as a teacher has it, who has the table too
+    shutil.rmtree(desk / "dataset_split")
+    for path in desk.glob("*retrained*"):
+        path.unlink()
+    for path in desk.glob("*.png"):
+        path.unlink()
+    teacher = [str(desk), "--data", str(tmp_path / "images")]
+    assert verify(teacher) == 1
+    assert verify([*teacher, "--labels", str(tmp_path / "labels.csv")]) == 0
 
 
 # As a notebook's kernel runs a cell, and what is drawn is told.
