@@ -97,25 +97,25 @@ def _woff2(path, letters):
     options = subset.Options(
         flavor="woff2", hinting=False, notdef_outline=True, layout_features=["*"], name_IDs=["*"]
     )
-    font, file = subset.load_font(path, options), io.BytesIO()
-    subsetter = subset.Subsetter(options)
-    subsetter.populate(unicodes={*letters, 0x20, 0xA0})
-    subsetter.subset(font)
-    subset.save_font(font, file, options)
-    return file.getvalue()
+    with subset.load_font(path, options) as font, io.BytesIO() as file:
+        subsetter = subset.Subsetter(options)
+        subsetter.populate(unicodes={*letters, 0x20, 0xA0})
+        subsetter.subset(font)
+        subset.save_font(font, file, options)
+        return file.getvalue()
 
 
 def _save(path, target, family):
     """Write a font without compression, under this family's name. -> its path, with .ttf or .otf added"""
     from fontTools.ttLib import TTFont
 
-    font = TTFont(path, recalcTimestamp=False)
-    font.flavor = None
-    for name in font["name"].names:  # the slices of one family must not pass for each other
-        if name.nameID in (1, 16):
-            name.string = family
-    target = target.with_name(f"{target.name}.{'otf' if 'CFF ' in font else 'ttf'}")
-    font.save(target)
+    with TTFont(path, recalcTimestamp=False) as font:
+        font.flavor = None
+        for name in font["name"].names:  # the slices of one family must not pass for each other
+            if name.nameID in (1, 16):
+                name.string = family
+        target = target.with_name(f"{target.name}.{'otf' if 'CFF ' in font else 'ttf'}")
+        font.save(target)
     return target
 
 

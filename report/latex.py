@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import tempfile
 from datetime import datetime
-from pathlib import Path
 
 from PIL import Image
 
@@ -421,19 +420,11 @@ def _compile(folder, name, date):
 
 
 def write_latex(record, run, folder, answers_folder=None):
-    """Write the LaTeX report to `folder`, which appears whole or stays as it was.
+    """Write the LaTeX report anew to `folder`. -> a line for the user, or None
 
-    Returns a line for the user, or None. A .tex that does not compile is still written.
+    A .tex that does not compile is still written.
     """
-    check_latex(answers_folder)
-    folder = Path(folder)
-    about = {"prefix": f".{folder.name}-", "dir": folder.parent, "ignore_cleanup_errors": True}
-    with tempfile.TemporaryDirectory(**about) as beside:
-        new = Path(beside) / "new"
-        new.mkdir()
-        name = write_source(new, record, run, answers_folder).stem
-        message = _compile(new, name, render.document_date(record))
-        if folder.exists():
-            folder.rename(Path(beside) / "old")
-        new.rename(folder)
-    return message
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    name = write_source(folder, record, run, answers_folder).stem
+    return _compile(folder, name, render.document_date(record))
