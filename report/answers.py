@@ -325,25 +325,20 @@ def _image(self, tokens, index, options, env):
 def _fence(self, tokens, index, options, env):
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
-    from pygments.lexers import TextLexer, get_lexer_by_name
-    from pygments.util import ClassNotFound
+    from pygments.lexers import PythonLexer, TextLexer
 
     token = tokens[index]
     language, _, title = token.info.strip().partition(" ")
-    try:
-        lexer = get_lexer_by_name(language or "text")
-    except ClassNotFound:
-        lexer = TextLexer()
+    lexer = PythonLexer() if language == "python" else TextLexer()
     body = highlight(token.content, lexer, HtmlFormatter(nowrap=True))
     caption = f"<figcaption>{html.escape(title)}</figcaption>" if title else ""
-    # The LaTeX report colours the words of a language that it knows.
-    attributes = f'class="code" data-language="{html.escape(language)}"'
+    attributes = f'class="code" data-language="{html.escape(language)}"'  # for the LaTeX report
     return f"<figure {attributes}>{caption}<pre><code>{body}</code></pre></figure>\n"
 
 
 def _markdown():
     md = MarkdownIt("commonmark", {"html": False, "typographer": True})
-    md.enable(["table", "strikethrough", "replacements", "smartquotes"])
+    md.enable(["table", "replacements", "smartquotes"])
     md.use(
         dollarmath_plugin,
         renderer=lambda latex, options: formulas.drawn(latex.strip(), options["display_mode"]),
@@ -459,8 +454,8 @@ def _check_template(environment, path, text):
     except jinja2.TemplateSyntaxError as error:
         raise InputError(f"{path}, line {error.lineno}: {error.message}") from None
     if unknown:
-        what, there = f"{{{{ {min(unknown)} }}}}", ", ".join(sorted(LOOKUPS))
-        raise InputError(f"{path}: {what} cannot be looked up; there are {there}")
+        there = ", ".join(sorted(LOOKUPS))
+        raise InputError(f"{path}: {{{{ {min(unknown)} }}}} cannot be looked up; there are {there}")
     if list(jinja2.meta.find_referenced_templates(parsed)):
         raise InputError(f"{path}: an answer cannot take in other files")
 
@@ -497,12 +492,7 @@ def fill_in(record, folder, tried=False, leave=()):
     return texts
 
 
-def render_answers(record, folder=None):
-    """{question id: (path, HTML)} of all answers; a file in `folder` replaces the project's own."""
-    return render_texts(answer_texts(record, folder))
-
-
-def render_texts(texts):
-    """The same of `answer_texts`."""
+def render_answers(texts):
+    """{question id: (path, HTML)} of `answer_texts`."""
     markdown = _markdown()
     return {key: (path, markdown.render(text, {"path": path})) for key, (path, text) in texts.items()}

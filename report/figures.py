@@ -415,9 +415,7 @@ def draw_filters(filters):
     tiles = np.full((rows * columns, p, p, c), np.nan)
     tops = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
     tiles[:m] = filters / np.where(tops == 0, 1, tops) * 0.5 + 0.5
-    whole = _tiled(tiles.reshape(rows, columns, p, p, c), max(1, p // 12))
-    if c == 3:  # NaN is transparent in grey maps only
-        whole = np.concatenate([np.nan_to_num(whole), ~np.isnan(whole[..., :1])], axis=-1)
+    whole = np.nan_to_num(_tiled(tiles.reshape(rows, columns, p, p, c), max(1, p // 12)), nan=1.0)
     figure, axes = plt.subplots(figsize=(3.1, 3.1 * whole.shape[0] / whole.shape[1]), layout="none")
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
     _show(axes, whole, vmin=0, vmax=1)

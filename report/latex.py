@@ -79,12 +79,9 @@ def _attributes(attr):
 
 def _length(node):
     """About how many letters wide a pandoc node is set."""
-    if isinstance(node, str):
-        return len(node)
     if isinstance(node, dict):
-        content = node.get("c", " ")
-        return _length(content[1] if node["t"] == "Image" else content)
-    return sum(map(_length, node))
+        node = node["c"][1] if node["t"] == "Image" else node.get("c", " ")
+    return len(node) if isinstance(node, str) else sum(map(_length, node))
 
 
 def _flat(blocks):
@@ -106,7 +103,6 @@ class Body:
         self.share = 1.0  # of the line's width, of the box at hand
         self.nested = 0  # lists, boxes and figures around the block at hand: no float may begin there
         self.pictures = 0
-        self.listed = ""  # the text of all listings
 
     def walk(self, nodes):
         """Pandoc's blocks or inlines for those of the page. InputError for a kind that it cannot hold."""
@@ -115,7 +111,7 @@ class Body:
             match node["t"], node.get("c"):
                 case ("Header" | "Div" | "Figure" | "Table" | "Link" | "Image") as kind, content:
                     done += getattr(self, kind.lower())(*content)
-                case ("Para" | "Plain" | "Emph" | "Strong" | "Strikeout") as kind, content:
+                case ("Para" | "Plain" | "Emph" | "Strong") as kind, content:
                     inside = self.walk(content)
                     done += [{"t": kind, "c": inside}] if inside else []
                 case "BlockQuote", content:
@@ -201,9 +197,8 @@ class Body:
         identifier, classes, data = _attributes(attr)
         words = self.walk(_flat(caption[1]))
         if "code" in classes:
-            text, python = nodes[0]["c"][1], data.get("language") == "python"
-            self.listed += text
-            listing = self.verbatim("lstlisting", "language=Python" * python, text)
+            option = "language=Python" * (data.get("language") == "python")
+            listing = self.verbatim("lstlisting", option, nodes[0]["c"][1])
             return [_title(words), listing] if words else [listing]
         if "terminal" in classes:  # its paragraphs say what stands below them
             done = [_title(words)]
@@ -373,12 +368,12 @@ def convert(page, figures, known):
     import pypandoc
 
     read = {"format": "html-auto_identifiers", "extra_args": ["--sandbox"]}
-    tree = json.loads(pypandoc.convert_text(printable(page), "json", **read))
+    page = printable(page)
+    tree = json.loads(pypandoc.convert_text(page, "json", **read))
     body = Body(figures, set(re.findall(r' id="([\w-]+)"', page)))
     tree["blocks"] = body.walk(tree["blocks"])
     # listings must be told of every letter beyond Latin-1, or it sets it in the wrong place.
-    letters = "".join(sorted({letter for letter in body.listed if ord(letter) > 255}))
-    known = known | {"letters": letters, "strike": "x" * ('"t": "Strikeout"' in json.dumps(tree["blocks"]))}
+    known = known | {"letters": "".join(sorted(letter for letter in set(page) if ord(letter) > 255))}
     tree["meta"] |= {
         key: {"t": "MetaInlines", "c": [_raw(value)] if value else []} for key, value in known.items()
     }

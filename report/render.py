@@ -199,7 +199,7 @@ def fill_page(record, run, answers_folder, drawings):
         example_rows=extracts.example_rows(pictures["examples"], record.data.classes),
         numbered=record.data.classes if len(record.data.classes) > figures.NAMED else (),
         questions=answers.QUESTIONS,
-        answers=answers.render_texts(texts),
+        answers=answers.render_answers(texts),
         own=answers.own_answers(record, texts),
         log=log_pieces(log, record.training.history),
         settings=setting_columns(record.recipe.values.as_dict()),

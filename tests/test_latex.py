@@ -79,7 +79,7 @@ def answered(tmp_path, record, text, name="q06.md"):
     (folder / name).write_text(text, encoding="utf-8")
     (tmp_path / "figures").mkdir(exist_ok=True)
     report.check_latex(folder)
-    path, page = answers.render_answers(record, folder)[name[:3]]
+    path, page = answers.render_answers(answers.answer_texts(record, folder))[name[:3]]
     page = page_of(f'<div data-file="{path}">{page}</div><ol><li id="ref-vit">a</li></ol>')
     text = latex.convert(page, tmp_path / "figures", {})
     return text.partition(r"\begin{document}")[2].partition(r"\begin{enumerate}")[0].strip()
