@@ -214,11 +214,8 @@ def _looks_nearer(record):
 
 def _effects(record):
     """{hyperparameter: the diary's rows about it that have a result}."""
-    effects = {}
-    for row in record.findings.diary.rows if record.findings.diary else ():
-        if row.difference is not None:
-            effects.setdefault(row.name, []).append(row)
-    return effects
+    rows = record.findings.diary.rows if record.findings.diary else []
+    return {row.name: [r for r in rows if r.name == row.name and r.difference is not None] for row in rows}
 
 
 def _diary_differs(record):

@@ -157,17 +157,14 @@ def draw_history(history, baseline):
 def confusion_words(matrix, class_names):
     """The confusion matrix in words, with all its numbers; of many classes only the number that is right,
     because nobody listens to thousands of them."""
-    total = sum(map(sum, matrix))
-    if len(class_names) > NAMED:
-        right = sum(row[i] for i, row in enumerate(matrix))
-        return (
-            f"Confusion matrix of {total} test images in {len(class_names)} classes: {right} on the diagonal."
-        )
+    start, n = f"Confusion matrix of {np.sum(matrix)} test images", len(class_names)
+    if n > NAMED:
+        return f"{start} in {n} classes: {np.trace(matrix)} on the diagonal."
     rows = []
     for i, (name, row) in enumerate(zip(class_names, matrix)):
         taken = [f", {n} taken for {class_names[j]}" for j, n in enumerate(row) if n and j != i]
         rows.append(f"{name}: {row[i]} of {sum(row)} right{''.join(taken)}")
-    return f"Confusion matrix of {total} test images. {'; '.join(rows)}."
+    return f"{start}. {'; '.join(rows)}."
 
 
 def draw_confusion_matrix(matrix, class_names):
@@ -373,12 +370,12 @@ def draw_heads(picture, maps, blocks, heads):
     side = min(1.25, k * cell)
     shown = place(0, bottom + k * cell - side, side, side)
     _show(shown, picture, vmin=0, vmax=255)
+    _no_axes(shown)
     shown.set_title("input", fontsize=8, fontweight="normal", pad=3)
     axes = place(left, bottom, m * cell, k * cell)
     gap = max(1, round(min(h, w) / 9))
     tiled = _tiled(np.clip(times, 1 / end, end), gap)
     image = axes.imshow(tiled, cmap="cividis", norm=LogNorm(1 / end, end), aspect="auto")
-    _no_axes(shown)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     _number_tiles(axes, maps, gap, blocks, heads, ("block", "head"))
@@ -409,13 +406,11 @@ def draw_positions(similarity, rows, columns):
 
 def draw_filters(filters):
     """Principal components of the patch embedding's filters: (m, p, p, c), strongest first."""
-    columns = 7
-    rows = -(-len(filters) // columns)
     m, p, _, c = filters.shape
-    tiles = np.full((rows * columns, p, p, c), np.nan)
     tops = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
+    tiles = np.full((-(-m // 7) * 7, p, p, c), np.nan)
     tiles[:m] = filters / np.where(tops == 0, 1, tops) * 0.5 + 0.5
-    whole = np.nan_to_num(_tiled(tiles.reshape(rows, columns, p, p, c), max(1, p // 12)), nan=1.0)
+    whole = np.nan_to_num(_tiled(tiles.reshape(-1, 7, p, p, c), max(1, p // 12)), nan=1.0)
     figure, axes = plt.subplots(figsize=(3.1, 3.1 * whole.shape[0] / whole.shape[1]), layout="none")
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
     _show(axes, whole, vmin=0, vmax=1)

@@ -61,7 +61,6 @@ def _para(*parts):
 
 
 def _title(words):
-    """The title of a listing."""
     return _para(r"\codetitle{", *words, "}")
 
 
@@ -328,28 +327,19 @@ class Body:
 # The whole folder
 
 
-def _write_figures(folder, record, run):
-    """The figures as PDF. -> {name: path from the .tex}"""
-    from matplotlib import pyplot
-
-    # matplotlib cannot embed the CFF font for Chinese as Type 42, which keeps text selectable.
-    kind = 3 if any(letter > "\u2e7f" for letter in "".join(record.data.classes)) else 42
-    drawings = {}
-    for name, figure in render.draw_figures(record, run).items():
-        with pyplot.rc_context({"pdf.fonttype": kind}):
-            figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-        pyplot.close(figure)
-        drawings[name] = f"figures/{name}.pdf"
-    return drawings
-
-
 def write_source(folder, record, run, answers_folder=None):
     """Write everything but the compiled PDF into the empty `folder`. -> the .tex, a path
 
     InputError, with the name of the answer, for what LaTeX cannot take.
     """
+    from matplotlib import pyplot
+
     (folder / "figures").mkdir()
-    drawings = _write_figures(folder / "figures", record, run)
+    drawings = {}
+    for name, figure in render.draw_figures(record, run).items():
+        drawings[name] = f"figures/{name}.pdf"
+        figure.savefig(folder / drawings[name], metadata={"CreationDate": None})
+        pyplot.close(figure)
     page = render.fill_page(record, run, answers_folder, drawings)
     render.number(page, render.QUESTION_NAMES)  # refuses a reference to nothing
     known = fonts.write_latex_fonts(folder / "fonts", render.plain_text(page))
@@ -403,15 +393,15 @@ def _compile(folder, name, date):
         settings["env"] = environment | {"TEXMFCACHE": path}
         failed = subprocess.run(command, cwd=folder, **settings).returncode != 0
     log = folder / f"{name}.log"
-    said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     kept.add(log.name if failed else f"{name}.pdf")
     for path in folder.iterdir():
         if path.name not in kept:
             path.unlink()
-    if failed:
-        fault = next((line[2:] for line in said.splitlines() if re.match(r"! *[^ =]", line)), "no PDF")
-        return f"{name}.tex did not compile ({fault.rstrip('.')}): see latex/{name}.log"
-    return None
+    if not failed:
+        return None
+    said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    fault = next((line[2:] for line in said.splitlines() if re.match(r"! *[^ =]", line)), "no PDF")
+    return f"{name}.tex did not compile ({fault.rstrip('.')}): see latex/{name}.log"
 
 
 def write_latex(record, run, folder, answers_folder=None):
