@@ -98,8 +98,7 @@ def _show(axes, image, **settings):
 
 
 def draw_counts(counts):
-    """Images of each class, training and test: {"train": {class: n}, "test": {class: n}}. Many classes are
-    sorted by their size and go without names."""
+    """{"train": {class: n}, "test": {class: n}} as bars; many classes are sorted and go without names."""
     names = list(counts["train"])
     if len(names) > NAMED:
         return _draw_many_counts(counts)
@@ -155,8 +154,7 @@ def draw_history(history, baseline):
 
 
 def confusion_words(matrix, class_names):
-    """The confusion matrix in words, with all its numbers; of many classes only the number that is right,
-    because nobody listens to thousands of them."""
+    """The confusion matrix in words, with all its numbers; of many classes only how many are right."""
     start, n = f"Confusion matrix of {np.sum(matrix)} test images", len(class_names)
     if n > NAMED:
         return f"{start} in {n} classes: {np.trace(matrix)} on the diagonal."
@@ -232,8 +230,7 @@ def draw_calibration(calibration):
 
 
 def draw_diary(diary):
-    """Paired differences of validation accuracy with their intervals, one line a changed value, in the
-    order of the largest effect of each hyperparameter."""
+    """Paired differences of validation accuracy with intervals; the hyperparameter of most effect first."""
     rows = [row for row in diary.rows if row.difference is not None]
     order = [row.name for row in sorted(rows, key=lambda row: -abs(row.difference))]
     rows.sort(key=lambda row: (order.index(row.name), row.difference))

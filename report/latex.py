@@ -217,7 +217,9 @@ class Body:
     def verbatim(self, name, options, text):
         """Text in an environment that shows it letter by letter. InputError if it would end that."""
         if f"\\end{{{name}}}" in re.sub(r"\s", "", text):
-            raise InputError(f"{self.answer}: code that holds \\end{{{name}}} cannot be shown with --latex")
+            raise InputError(
+                f"{self.answer or 'the page'}: code that holds \\end{{{name}}} cannot be shown with --latex"
+            )
         text = text.expandtabs(4).rstrip("\n")
         return _raw(f"\\begin{{{name}}}[{options}]\n{text}\n\\end{{{name}}}", block=True)
 
@@ -328,7 +330,7 @@ class Body:
 
 
 def write_source(folder, record, run, answers_folder=None):
-    """Write everything but the compiled PDF into the empty `folder`. -> the .tex, a path
+    """Write all but the compiled PDF into the empty `folder`. -> the path of the .tex
 
     InputError, with the name of the answer, for what LaTeX cannot take.
     """
@@ -405,10 +407,7 @@ def _compile(folder, name, date):
 
 
 def write_latex(record, run, folder, answers_folder=None):
-    """Write the LaTeX report anew to `folder`. -> a line for the user, or None
-
-    A .tex that does not compile is still written.
-    """
+    """Write the LaTeX report anew to `folder`, compiled or not. -> a line for the user, or None"""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     name = write_source(folder, record, run, answers_folder).stem

@@ -30,9 +30,7 @@ def _names(node):
 
 def find(text, name, where="the code"):
     """The syntax node of a function, class, method ("Class.method") or constant in a program's text.
-
-    LookupError if there is none; `where` names the text in its message.
-    """
+    LookupError if there is none; `where` names the text in its message."""
     body = _parsed(text)[1].body
     node = None
     for part in name.split("."):
