@@ -45,5 +45,5 @@ def write_report(record, folder, answers=None, latex=False):
     write_record(run / "record.json", record)
     if missing := missing_letters("".join([record.student.name or "", *record.data.classes])):
         yield f"the report's fonts lack {missing}: look at it, a box may stand in its place", False
-    if latex and (message := write_latex(record, run, folder / "latex", answers)[1]):
+    if latex and (message := write_latex(record, run, folder / "latex", answers)):
         yield message, True

@@ -8,6 +8,7 @@ text, it runs nothing and reads no file but the pictures beside it.
 
 import html
 import io
+import itertools
 import re
 import warnings
 from operator import attrgetter
@@ -145,8 +146,7 @@ def excerpts(record):
 
 def _environment():
     environment = ImmutableSandboxedEnvironment(finalize=_plain, **STRICT)
-    ours = {"setting": setting, "changed_to": changed_to, "networks": NETWORKS}
-    environment.globals.update(ours, min=min, max=max, round=round, sum=sum)
+    environment.globals.update(setting=setting, changed_to=changed_to, networks=NETWORKS)
     environment.filters.update(FILTERS)
     return environment
 
@@ -169,14 +169,10 @@ def _source(finding, record):
 
 def _confusions(record):
     """The pairs of classes that were confused, most often first."""
-    classes = record.data.classes
-    found = [
-        {"true": classes[i], "predicted": classes[j], "count": count}
-        for i, row in enumerate(record.results.confusion_matrix)
-        for j, count in enumerate(row)
-        if i != j and count
-    ]
-    return sorted(found, key=lambda pair: -pair["count"])
+    classes, matrix = record.data.classes, record.results.confusion_matrix
+    pairs = [(i, j) for i, j in itertools.permutations(range(len(classes)), 2) if matrix[i][j]]
+    pairs.sort(key=lambda pair: -matrix[pair[0]][pair[1]])
+    return [{"true": classes[i], "predicted": classes[j], "count": matrix[i][j]} for i, j in pairs]
 
 
 def _mean_confidence(record):
@@ -186,12 +182,12 @@ def _mean_confidence(record):
 
 def _second_right(record):
     """Of how many wrong predictions the true class had the second-highest confidence."""
-    classes = record.data.classes
-    return sum(
-        sorted(p.confidences)[-2] == p.confidences[classes.index(p.true)]
+    second = [
+        sorted(p.confidences)[-2] == p.confidences[record.data.classes.index(p.true)]
         for p in record.results.predictions
         if p.true != p.predicted
-    )
+    ]
+    return sum(second)
 
 
 def _hardest(record):
@@ -218,11 +214,8 @@ def _looks_nearer(record):
 
 def _effects(record):
     """{hyperparameter: the diary's rows about it that have a result}."""
-    effects = {}
-    for row in record.findings.diary.rows if record.findings.diary else ():
-        if row.difference is not None:
-            effects.setdefault(row.name, []).append(row)
-    return effects
+    rows = record.findings.diary.rows if record.findings.diary else []
+    return {row.name: [r for r in rows if r.name == row.name and r.difference is not None] for row in rows}
 
 
 def _diary_differs(record):
@@ -288,41 +281,36 @@ def _picture(path, source, alt):
     description."""
     if not alt.strip():
         raise InputError(f"{path.name}: the picture {source} needs a description: ![what it shows]({source})")
-    fault = f"put a {', '.join(PICTURES)} file into {path.parent}"
     try:
         file = (path.parent / source).resolve()
         kind = PICTURES.get(file.suffix.lower())
-        if kind and file.is_relative_to(path.parent.resolve()) and file.is_file():
-            content = file.read_bytes()
-            fault = _fault_of(content)
-    except OSError as error:  # a name too long, too
-        fault = error.strerror
-    except ValueError:  # a null byte in the name
-        pass
-    if fault:
+        if not (kind and file.is_relative_to(path.parent.resolve()) and file.is_file()):
+            raise ValueError(f"put a {', '.join(PICTURES)} file into {path.parent}")
+        content = file.read_bytes()
+        _check_picture(content)
+    except (OSError, ValueError) as error:  # of a name too long or with a null byte, too
         shown = "".join(c if c.isprintable() else "?" for c in source[:77]) + "..." * (len(source) > 77)
-        raise InputError(f"{path.name}: cannot show the picture {shown}: {fault}")
+        fault = getattr(error, "strerror", None) or error
+        raise InputError(f"{path.name}: cannot show the picture {shown}: {fault}") from None
     return data_url(content, kind)
 
 
-def _fault_of(content):
-    """Why the bytes of a picture cannot be shown, or None."""
-    if len(content) > PICTURE_MB * 1e6:
-        return f"it has {len(content) / 1e6:.0f} MB, at most {PICTURE_MB} are allowed"
+def _check_picture(content):
+    """ValueError if the bytes of a picture cannot be shown."""
     from PIL import Image
 
+    if len(content) > PICTURE_MB * 1e6:
+        raise ValueError(f"it has {len(content) / 1e6:.0f} MB, at most {PICTURE_MB} are allowed")
     try:
         with warnings.catch_warnings():  # of a size that is refused below
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as picture:
-                if picture.width * picture.height > PICTURE_PIXELS:
-                    return f"{picture.width} x {picture.height} pixels are too many: make it smaller"
-                picture.load()
-    except Image.DecompressionBombError:
-        return "it has too many pixels: make it smaller"
+            picture = Image.open(io.BytesIO(content))
+        if fits := picture.width * picture.height <= PICTURE_PIXELS:
+            picture.load()
     except Exception as error:  # a broken picture can raise nearly anything out of a decoder
-        return f"it is damaged or not a picture ({type(error).__name__})"
-    return None
+        raise ValueError(f"it is damaged or not a picture ({type(error).__name__})") from None
+    if not fits:
+        raise ValueError(f"{picture.width} x {picture.height} pixels are too many: make it smaller")
 
 
 def _image(self, tokens, index, options, env):
@@ -334,25 +322,20 @@ def _image(self, tokens, index, options, env):
 def _fence(self, tokens, index, options, env):
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
-    from pygments.lexers import TextLexer, get_lexer_by_name
-    from pygments.util import ClassNotFound
+    from pygments.lexers import PythonLexer, TextLexer
 
     token = tokens[index]
     language, _, title = token.info.strip().partition(" ")
-    try:
-        lexer = get_lexer_by_name(language or "text")
-    except ClassNotFound:
-        lexer = TextLexer()
+    lexer = PythonLexer() if language == "python" else TextLexer()
     body = highlight(token.content, lexer, HtmlFormatter(nowrap=True))
     caption = f"<figcaption>{html.escape(title)}</figcaption>" if title else ""
-    # The LaTeX report colours the words of a language that it knows.
-    attributes = f'class="code" data-language="{html.escape(language)}"'
+    attributes = f'class="code" data-language="{html.escape(language)}"'  # for the LaTeX report
     return f"<figure {attributes}>{caption}<pre><code>{body}</code></pre></figure>\n"
 
 
 def _markdown():
     md = MarkdownIt("commonmark", {"html": False, "typographer": True})
-    md.enable(["table", "strikethrough", "replacements", "smartquotes"])
+    md.enable(["table", "replacements", "smartquotes"])
     md.use(
         dollarmath_plugin,
         renderer=lambda latex, options: formulas.drawn(latex.strip(), options["display_mode"]),
@@ -407,11 +390,8 @@ def _check_parts(path, text):
 
 def _check_formula(path, latex):
     """InputError for a formula that is longer or nested deeper than any that is read."""
-    depth = most = 0
-    for letter in latex:
-        depth += (letter == "{") - (letter == "}")
-        most = max(most, depth)
-    if len(latex) > FORMULA or most > FORMULA_DEPTH:
+    depths = itertools.accumulate((letter == "{") - (letter == "}") for letter in latex)
+    if len(latex) > FORMULA or max(depths, default=0) > FORMULA_DEPTH:
         raise InputError(
             f"{path}: the formula {latex[:40]!r}... is too long ({FORMULA} letters) or nested too deep "
             f"({FORMULA_DEPTH} brackets)"
@@ -443,10 +423,10 @@ def answer_texts(record, folder=None):
     """
     own = {}
     if folder and any(folder.glob(f"*{FILLED}")):  # a PDF's: text, in which nothing is looked up
-        for path in (folder / f"{key}{FILLED}" for key, *_ in QUESTIONS):
-            if path.is_file():
-                own[path.name.removesuffix(FILLED)] = path, read_answer(path)
-                _check_parts(*own[path.name.removesuffix(FILLED)])
+        for key, *_ in QUESTIONS:
+            if (path := folder / f"{key}{FILLED}").is_file():
+                own[key] = path, read_answer(path)
+                _check_parts(*own[key])
     elif folder and any(folder.glob("*.md")):
         own = {key: (folder / f"{key}.md", text) for key, text in rehearsal.ask(folder, record).items()}
     ours = fill_in(record, ANSWERS, leave=own)
@@ -471,8 +451,8 @@ def _check_template(environment, path, text):
     except jinja2.TemplateSyntaxError as error:
         raise InputError(f"{path}, line {error.lineno}: {error.message}") from None
     if unknown:
-        what, there = f"{{{{ {min(unknown)} }}}}", ", ".join(sorted(LOOKUPS))
-        raise InputError(f"{path}: {what} cannot be looked up; there are {there}")
+        there = ", ".join(sorted(LOOKUPS))
+        raise InputError(f"{path}: {{{{ {min(unknown)} }}}} cannot be looked up; there are {there}")
     if list(jinja2.meta.find_referenced_templates(parsed)):
         raise InputError(f"{path}: an answer cannot take in other files")
 
@@ -509,12 +489,7 @@ def fill_in(record, folder, tried=False, leave=()):
     return texts
 
 
-def render_answers(record, folder=None):
-    """{question id: (path, HTML)} of all answers; a file in `folder` replaces the project's own."""
-    return render_texts(answer_texts(record, folder))
-
-
-def render_texts(texts):
-    """The same of `answer_texts`."""
+def render_answers(texts):
+    """{question id: (path, HTML)} of `answer_texts`."""
     markdown = _markdown()
     return {key: (path, markdown.render(text, {"path": path})) for key, (path, text) in texts.items()}

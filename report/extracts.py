@@ -1,7 +1,5 @@
 """What is shown of things of which there may be many: files, notes, classes. What is left away is counted."""
 
-from collections import Counter
-
 from report.page import shorten
 
 FACTS = 12  # rows of the table about files
@@ -11,24 +9,20 @@ IN_ROWS = 12  # up to so many classes have a row of example predictions each
 NAME = 60  # letters of a file's name or of a sentence's part, at most
 
 
-def more_than(entries, most):
-    """ ", and 3 more" where there are more than `most` entries."""
-    return f", and {len(entries) - most} more" if len(entries) > most else ""
-
-
 def frequent(pairs, most=3):
     """[(name, files)] as "200 x 200 (1,800 files), ...", the first of them."""
     shown = ", ".join(f"{name.replace(' x ', ' × ')} ({count:,})" for name, count in pairs[:most])
-    return shown + more_than(pairs, most)
+    return shown + (f", and {len(pairs) - most} more" if len(pairs) > most else "")
 
 
 def file_facts(data):
     """Rows (what, how many, example) of the files that were not used and of the images kept together, and
     how many such rows are left away. The example is a name from elsewhere, cut."""
     rows = [(f"not used: {shorten(r.reason, NAME)}", f"{r.files:,}", r.example) for r in data.left_out]
-    first = {entry.reason: entry.file for entry in reversed(data.unreadable)}
-    for reason, count in Counter(entry.reason for entry in data.unreadable).items():
-        rows.append((f"unreadable: {shorten(reason, NAME)}", f"{count:,}", first[reason]))
+    files = {}
+    for entry in data.unreadable:
+        files.setdefault(entry.reason, []).append(entry.file)
+    rows += [(f"unreadable: {shorten(why, NAME)}", f"{len(f):,}", f[0]) for why, f in files.items()]
     for r in data.kept_together:
         words = f"{r.images:,} in {r.groups:,} group{'s' * (r.groups != 1)}"
         rows.append((f"kept on one side: {shorten(r.reason, NAME)}", words, r.example))

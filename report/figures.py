@@ -8,6 +8,7 @@ import atexit
 import io
 import shutil
 import tempfile
+import textwrap
 from functools import lru_cache
 
 import matplotlib
@@ -33,6 +34,11 @@ BLUE, VERMILION = "#0072B2", "#D55E00"
 TRAIN = {"color": BLUE, "linestyle": "-", "linewidth": 1.4}
 TEST = {"color": VERMILION, "linestyle": (0, (4, 1.5)), "linewidth": 1.4}
 HATCHED = {"color": "#f3c6a5", "edgecolor": VERMILION, "linewidth": 0.5, "hatch": "////"}
+LINES = {  # of the networks that are compared
+    "vit": {"color": BLUE, "marker": "o", "linestyle": "-"},
+    "cnn": {"color": VERMILION, "marker": "s", "linestyle": (0, (4, 1.5))},
+    "resnet18": {"color": "#006b4f", "marker": "^", "linestyle": (0, (1, 1.2))},
+}
 STYLE = {
     "font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8.5,
     "axes.titlesize": 9.5, "axes.titleweight": "bold",
@@ -64,17 +70,6 @@ def as_svg(figure):
     return text.getvalue()
 
 
-def _two_lines(name, width):
-    """A name on at most two lines of `width` letters, broken after a sign or space where there is one."""
-    name = shorten(name, 2 * width - 2)
-    if letters(name) <= width:
-        return name
-    ends = [i for i in range(1, len(name)) if max(letters(name[:i]), letters(name[i:])) <= width]
-    middle = len(name) / 2
-    at = min(ends, key=lambda i: (name[i - 1].isalnum() or name[i - 1] == "…", abs(i - middle)))
-    return f"{name[:at].rstrip()}\n{name[at:]}"
-
-
 def _no_axes(axes):
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -103,8 +98,7 @@ def _show(axes, image, **settings):
 
 
 def draw_counts(counts):
-    """Images of each class, training and test: {"train": {class: n}, "test": {class: n}}. Many classes are
-    sorted by their size and go without names."""
+    """{"train": {class: n}, "test": {class: n}} as bars; many classes are sorted and go without names."""
     names = list(counts["train"])
     if len(names) > NAMED:
         return _draw_many_counts(counts)
@@ -112,10 +106,9 @@ def draw_counts(counts):
     figure, axes = plt.subplots(figsize=(WIDTH, 0.55 + 0.17 * len(names)))
     places = range(len(names))
     axes.barh(places, train, height=0.72, color=BLUE, label="training")
-    axes.barh(places, test, left=train, height=0.72, label="test", **HATCHED)
+    bars = axes.barh(places, test, left=train, height=0.72, label="test", **HATCHED)
+    axes.bar_label(bars, [f"{a} + {b}" for a, b in zip(train, test)], padding=3, fontsize=SMALL)
     widest = max(a + b for a, b in zip(train, test))
-    for place, a, b in zip(places, train, test):
-        axes.text(a + b + 0.008 * widest, place, f"{a} + {b}", va="center_baseline", fontsize=SMALL)
     axes.set_yticks(places, [shorten(name, 30) for name in names], fontsize=8)
     axes.set(xticks=[], xlim=(0, 1.1 * widest), ylim=(len(names) - 0.4, -0.6))
     axes.tick_params(axis="y", length=0)
@@ -161,19 +154,15 @@ def draw_history(history, baseline):
 
 
 def confusion_words(matrix, class_names):
-    """The confusion matrix in words, with all its numbers; of many classes only the number that is right,
-    because nobody listens to thousands of them."""
-    total = sum(map(sum, matrix))
-    if len(class_names) > NAMED:
-        right = sum(row[i] for i, row in enumerate(matrix))
-        return (
-            f"Confusion matrix of {total} test images in {len(class_names)} classes: {right} on the diagonal."
-        )
+    """The confusion matrix in words, with all its numbers; of many classes only how many are right."""
+    start, n = f"Confusion matrix of {np.sum(matrix)} test images", len(class_names)
+    if n > NAMED:
+        return f"{start} in {n} classes: {np.trace(matrix)} on the diagonal."
     rows = []
     for i, (name, row) in enumerate(zip(class_names, matrix)):
-        taken = [f"{n} taken for {class_names[j]}" for j, n in enumerate(row) if n and j != i]
-        rows.append(", ".join([f"{name}: {row[i]} of {sum(row)} right", *taken]))
-    return f"Confusion matrix of {total} test images. " + "; ".join(rows) + "."
+        taken = [f", {n} taken for {class_names[j]}" for j, n in enumerate(row) if n and j != i]
+        rows.append(f"{name}: {row[i]} of {sum(row)} right{''.join(taken)}")
+    return f"{start}. {'; '.join(rows)}."
 
 
 def draw_confusion_matrix(matrix, class_names):
@@ -213,8 +202,7 @@ def _draw_many_confusions(shares):
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, extent=(0.5, n + 0.5, n + 0.5, 0.5))
     axes.set(xlabel="predicted class, by number", ylabel="true class, by number")
     axes.spines[["top", "right"]].set_visible(True)
-    bar = figure.colorbar(image, shrink=0.6, label="share of the true class")
-    _thin(bar)
+    _thin(figure.colorbar(image, shrink=0.6, label="share of the true class"))
     return figure
 
 
@@ -242,14 +230,10 @@ def draw_calibration(calibration):
 
 
 def draw_diary(diary):
-    """Paired differences of validation accuracy with their intervals, one line a changed value, in the
-    order of the largest effect of each hyperparameter."""
+    """Paired differences of validation accuracy with intervals; the hyperparameter of most effect first."""
     rows = [row for row in diary.rows if row.difference is not None]
-    largest = {}
-    for row in rows:
-        largest[row.name] = max(largest.get(row.name, 0), abs(row.difference))
-    order = list(largest)
-    rows.sort(key=lambda row: (-largest[row.name], order.index(row.name), row.difference))
+    order = [row.name for row in sorted(rows, key=lambda row: -abs(row.difference))]
+    rows.sort(key=lambda row: (order.index(row.name), row.difference))
     half = -(-len(rows) // 2)
     columns = [part for part in (rows[:half], rows[half:]) if part]
     figure, panels = plt.subplots(1, len(columns), figsize=(WIDTH, 0.75 + 0.165 * half), squeeze=False)
@@ -262,12 +246,11 @@ def draw_diary(diary):
 def _draw_effects(axes, rows):
     """One panel of the diary: a line for each row, its interval, its mean, and the mean as a number."""
     means = [100 * row.difference for row in rows]
-    ends = [100 * end for row in rows for end in (row.low, row.high) if end is not None]
-    low, high = min(means + ends), max(means + ends)
+    ends = [100 * end for row in rows for end in (row.difference, row.low, row.high) if end is not None]
     # One run that went astray widens its interval beyond all others: it may leave the panel.
-    span = max(max(map(abs, means)), 1.0)
-    low, high = max(low, min(means) - 1.2 * span), min(high, max(means) + 1.2 * span)
-    low, high = min(low, -0.5), max(high, 0.5)
+    reach = 1.2 * max(1.0, *map(abs, means))
+    low = min(-0.5, max(min(ends), min(means) - reach))
+    high = max(0.5, min(max(ends), max(means) + reach))
     axes.axvline(0, color="0.45", linewidth=0.8, linestyle=":")
     for place, (row, mean) in enumerate(zip(rows, means)):
         colour = "0.35" if row.within_noise else BLUE if mean > 0 else VERMILION
@@ -280,8 +263,7 @@ def _draw_effects(axes, rows):
             va="center_baseline", fontsize=SMALL, color=colour,
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), [changed_to(row) for row in rows], fontsize=SMALL)
-    room = 0.04 * (high - low)
-    axes.set_xlim(low - room, high + room)
+    axes.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
     axes.set_xlabel("validation accuracy, points", fontsize=8)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=SMALL)
@@ -290,23 +272,14 @@ def _draw_effects(axes, rows):
 
 def draw_shares(comparison):
     """Accuracy of each network on all or few training images, mean and standard deviation over seeds."""
-    styles = {
-        "vit": {"color": BLUE, "marker": "o", "linestyle": "-"},
-        "cnn": {"color": VERMILION, "marker": "s", "linestyle": (0, (4, 1.5))},
-        "resnet18": {"color": "#006b4f", "marker": "^", "linestyle": (0, (1, 1.2))},
-    }
     figure, axes = plt.subplots(figsize=(4.6, 2.5))
     counts = sorted({row.train_images for row in comparison.rows if row.runs})
-    for name, style in styles.items():
-        rows = [row for row in comparison.rows if row.model == name and row.runs]
-        rows.sort(key=lambda row: row.train_images)
+    for name, style in LINES.items():
+        rows = [(r.train_images, 100 * r.accuracy, 100 * (r.sd or 0)) for r in comparison.rows
+                if r.model == name and r.runs]  # fmt: skip
         if rows:
-            axes.errorbar(
-                [row.train_images for row in rows],
-                [100 * row.accuracy for row in rows],
-                [100 * (row.sd or 0) for row in rows],
-                label=NETWORKS[name], markersize=4.5, linewidth=1.3, capsize=2.5, **style,
-            )  # fmt: skip
+            look = {"markersize": 4.5, "linewidth": 1.3, "capsize": 2.5, **style}
+            axes.errorbar(*zip(*sorted(rows)), label=NETWORKS[name], **look)
     axes.set_xscale("log")
     axes.set_xticks(counts, [f"{n:,}" for n in counts])
     axes.set_xticks([], minor=True)
@@ -336,8 +309,9 @@ def draw_rollout(pictures, rollout, entries):
         columns = np.arange(width) * light.shape[1] // width
         lit = pictures[i] / 255 * (0.12 + 0.88 * light[rows][:, columns, None])
         _show(axes[2, i], lit, vmin=0, vmax=1)
-        sign = "" if entry.true == entry.predicted else "✗ "
-        axes[0, i].set_title(_two_lines(sign + entry.true, 16), fontsize=SMALL, fontweight="normal", pad=3)
+        title = shorten(entry.true if entry.true == entry.predicted else f"✗ {entry.true}", 28)
+        title = textwrap.fill(title, 16 * len(title) // letters(title))
+        axes[0, i].set_title(title, fontsize=SMALL, fontweight="normal", pad=3)
     for part in axes.flat:
         _no_axes(part)
     for row, name in zip(axes[:, 0], ("input", "rollout", "input lit\nby rollout")):
@@ -393,12 +367,12 @@ def draw_heads(picture, maps, blocks, heads):
     side = min(1.25, k * cell)
     shown = place(0, bottom + k * cell - side, side, side)
     _show(shown, picture, vmin=0, vmax=255)
+    _no_axes(shown)
     shown.set_title("input", fontsize=8, fontweight="normal", pad=3)
     axes = place(left, bottom, m * cell, k * cell)
     gap = max(1, round(min(h, w) / 9))
     tiled = _tiled(np.clip(times, 1 / end, end), gap)
     image = axes.imshow(tiled, cmap="cividis", norm=LogNorm(1 / end, end), aspect="auto")
-    _no_axes(shown)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     _number_tiles(axes, maps, gap, blocks, heads, ("block", "head"))
@@ -429,15 +403,11 @@ def draw_positions(similarity, rows, columns):
 
 def draw_filters(filters):
     """Principal components of the patch embedding's filters: (m, p, p, c), strongest first."""
-    columns = 7
-    rows = -(-len(filters) // columns)
     m, p, _, c = filters.shape
-    tiles = np.full((rows * columns, p, p, c), np.nan)
     tops = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
+    tiles = np.full((-(-m // 7) * 7, p, p, c), np.nan)
     tiles[:m] = filters / np.where(tops == 0, 1, tops) * 0.5 + 0.5
-    whole = _tiled(tiles.reshape(rows, columns, p, p, c), max(1, p // 12))
-    if c == 3:  # NaN is transparent in grey maps only
-        whole = np.concatenate([np.nan_to_num(whole), ~np.isnan(whole[..., :1])], axis=-1)
+    whole = np.nan_to_num(_tiled(tiles.reshape(-1, 7, p, p, c), max(1, p // 12)), nan=1.0)
     figure, axes = plt.subplots(figsize=(3.1, 3.1 * whole.shape[0] / whole.shape[1]), layout="none")
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
     _show(axes, whole, vmin=0, vmax=1)

@@ -16,15 +16,16 @@ from pathlib import Path
 from report.page import TEMPLATES, data_url
 
 FOLDER = TEMPLATES / "fonts"
-MONO, TERMINAL = "Source Code Pro", "DejaVu Sans Mono"
+MONO, TERMINAL, MATHS = "Source Code Pro", "DejaVu Sans Mono", "STIX Two Math"
 # Names of our own, where we have no bold: a system that has the same font would put its bold in.
 SIGNS, ARABIC, CJK = "Report Signs", "Report Arabic", "Report CJK"
 
 # Set before it is imported: it tells that it lists the system's fonts, and that some faces have no bold.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
-
+ALWAYS = ("STIX Two Text", MONO, TERMINAL, SIGNS)  # text, code, the lines of the model summary, ticks
 REGULAR, BOLD = (400, "normal"), (700, "normal")
+LARGE = 60_000  # bytes: such a font is cut to the letters that are used
 
 
 def _shipped(family, stem, *styles):
@@ -33,28 +34,25 @@ def _shipped(family, stem, *styles):
 
 @lru_cache
 def families():
-    """(always, where needed): lists of (family, [(weight, style, file)]), in the order they are tried."""
+    """[(family, [(weight, style, file)])], in the order they are tried."""
     import matplotlib
 
     plots = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     # Found, not imported: that warns of how it finds its own font.
     maths = Path(find_spec("ziamath").origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
-    always = [
+    return [
         _shipped("STIX Two Text", "stix-two-text-latin", REGULAR, BOLD, (400, "italic"), (700, "italic")),
         _shipped(MONO, "source-code-pro-latin", REGULAR, (600, "normal")),
-    ]
-    needed = [
         _shipped("STIX Two Text Extended", "stix-two-text-latin-ext", REGULAR, BOLD),
         _shipped("STIX Two Text Vietnamese", "stix-two-text-vietnamese", REGULAR, BOLD),
         _shipped("STIX Two Text Greek", "stix-two-text-greek", REGULAR, BOLD),
         _shipped("STIX Two Text Cyrillic", "stix-two-text-cyrillic", REGULAR, BOLD),
-        ("STIX Two Math", [(*REGULAR, maths)]),
+        (MATHS, [(*REGULAR, maths)]),
         _shipped(ARABIC, "noto-naskh-arabic-arabic", REGULAR),
         (TERMINAL, [(*REGULAR, plots / "DejaVuSansMono.ttf")]),
         (SIGNS, [(*REGULAR, plots / "DejaVuSans.ttf")]),
         _shipped(CJK, "noto-serif-cjk", REGULAR),
     ]
-    return always, needed
 
 
 @lru_cache
@@ -73,16 +71,13 @@ def _letters(text):
 
 def choose_families(text):
     """(families that `text` needs, code points that none of them has)."""
-    always, needed = families()
-    left = _letters(text) - _covers(always[0][1][0][2])
-    chosen = list(always)
-    for family, files in needed:
-        found = left & _covers(files[0][2]) if left else set()
-        # Always there: the terminal's face, for the lines of the model summary, and ticks and crosses.
-        if found or family in (TERMINAL, SIGNS):
+    chosen, left = [], _letters(text)
+    for family, files in families():
+        found = left & _covers(files[0][2])
+        if found or family in ALWAYS:
             chosen.append((family, files))
-        if family != TERMINAL:  # it sets no text
-            left = left - found
+        if family not in (MONO, TERMINAL):  # they set no text
+            left -= found
     return chosen, left
 
 
@@ -92,27 +87,36 @@ def missing_letters(text):
 
 
 @lru_cache
-def _font_bytes(path, letters, flavor):
-    """A font file, subset to `letters` where it is large; flavor "woff2" or None for TTF and OTF."""
+def _woff2(path, letters):
+    """The bytes of a font as WOFF2, cut to `letters` where it is large."""
     from fontTools import subset
 
-    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it reports step by step
-    if flavor and path.suffix == ".woff2" and path.stat().st_size < 60_000:
+    if path.stat().st_size < LARGE:
         return path.read_bytes()
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it reports step by step
     options = subset.Options(
-        flavor=flavor, hinting=False, notdef_outline=True, layout_features=["*"], name_IDs=["*"]
+        flavor="woff2", hinting=False, notdef_outline=True, layout_features=["*"], name_IDs=["*"]
     )
-    font = subset.load_font(path, options)
-    if path.stat().st_size >= 60_000:
+    with subset.load_font(path, options) as font, io.BytesIO() as file:
         subsetter = subset.Subsetter(options)
         subsetter.populate(unicodes={*letters, 0x20, 0xA0})
         subsetter.subset(font)
-    font.flavor = flavor
-    font.recalcTimestamp = False
-    file = io.BytesIO()
-    font.save(file, reorderTables=False)
-    font.close()
-    return file.getvalue()
+        subset.save_font(font, file, options)
+        return file.getvalue()
+
+
+def _save(path, target, family):
+    """Write a font without compression, under this family's name. -> its path, with .ttf or .otf added"""
+    from fontTools.ttLib import TTFont
+
+    with TTFont(path, recalcTimestamp=False) as font:
+        font.flavor = None
+        for name in font["name"].names:  # the slices of one family must not pass for each other
+            if name.nameID in (1, 16):
+                name.string = family
+        target = target.with_name(f"{target.name}.{'otf' if 'CFF ' in font else 'ttf'}")
+        font.save(target)
+    return target
 
 
 def font_css(text):
@@ -121,7 +125,7 @@ def font_css(text):
     chosen, rules = choose_families(text)[0], []
     for family, files in chosen:
         for weight, style, path in files:
-            url = data_url(_font_bytes(path, _letters(text), "woff2"), "font/woff2")
+            url = data_url(_woff2(path, _letters(text)), "font/woff2")
             about = f'font-family: "{family}"; font-weight: {weight}; font-style: {style};'
             rules.append(f'@font-face {{ {about} src: url("{url}") format("woff2"); }}')
     names = [f'"{family}"' for family, _ in chosen if family not in (MONO, TERMINAL)]
@@ -132,21 +136,12 @@ def font_css(text):
 
 def write_fonts(text, folder):
     """The text families of `text` as files that matplotlib reads: [(family, path)], in order."""
-    from fontTools.ttLib import TTFont
-
-    written = []
-    for family, files in choose_families(text)[0]:
-        if family in (MONO, TERMINAL, SIGNS):  # matplotlib has the last
-            continue
-        for _weight, _style, path in files:
-            font = TTFont(io.BytesIO(_font_bytes(path, _letters(text), None)))
-            for name in font["name"].names:  # the slices of one family must not pass for each other
-                if name.nameID in (1, 16):
-                    name.string = family
-            target = Path(folder) / f"{path.stem}.{'otf' if 'CFF ' in font else 'ttf'}"
-            font.save(target)
-            written.append((family, target))
-    return written
+    return [
+        (family, _save(path, Path(folder) / path.stem, family))
+        for family, files in choose_families(text)[0]
+        if family not in (MONO, TERMINAL, SIGNS)  # matplotlib has the last
+        for _, _, path in files
+    ]
 
 
 def write_latex_fonts(folder, text):
@@ -155,36 +150,27 @@ def write_latex_fonts(folder, text):
     They travel with the .tex, so that it looks the same with every TeX Live, and like the other report.
     -> what the template has to know: the files to look for letters in, and the scripts.
     """
-    from fontTools.ttLib import TTFont
-
     folder.mkdir()
-    styles = {REGULAR: "Regular", BOLD: "Bold", (600, "normal"): "Semibold"}
-    styles |= {(400, "italic"): "Italic", (700, "italic"): "BoldItalic"}
-    always, needed = families()
     chosen, _ = choose_families(text)
-    chosen += [part for part in needed if part[0] == "STIX Two Math" and part not in chosen]
+    chosen += [part for part in families() if part[0] == MATHS and part not in chosen]
     found = {"serif": [], "bold": [], "mono": []}
     for family, files in chosen:
         for weight, style, source in files:
-            font = TTFont(source, recalcTimestamp=False)
-            font.flavor = None
-            kind = "otf" if "CFF " in font else "ttf"
-            name = f"{family.replace(' ', '')}-{styles[weight, style]}.{kind}"
-            font.save(folder / name)
-            if (family, files) not in always:
-                spec = f"[fonts/{name}]:mode=node;" + "script=arab;" * ("Arabic" in family)
-                found["bold" if weight == 700 else "serif"].append(spec)
-                if family == TERMINAL:  # it draws the lines in step with the mono's letters
-                    found["mono"].append(spec)
+            path = _save(source, folder / f"{family.replace(' ', '')}-{weight}-{style}", family)
+            if family in ("STIX Two Text", MONO):
+                continue
+            spec = f'"[fonts/{path.name}]:mode=node;' + "script=arab;" * (family == ARABIC) + '"'
+            found["bold" if weight == 700 else "serif"].append(spec)
+            if family == TERMINAL:  # it draws the lines in step with the mono's letters
+                found["mono"].append(spec)
     found["bold"] += found["serif"]
     found["mono"] += found["serif"]
     for license in FOLDER.glob("LICENSE*"):
-        if list(folder.glob("".join(license.stem.split("-")[1:3]) + "*")):
-            shutil.copyfile(license, folder / license.name)
-    spans = {"arabic": "\u0600-\u08ff\ufb50-\ufefe", "hebrew": "\u0590-\u05ff"}
-    spans["chinese"] = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-    scripts = [name for name, span in spans.items() if re.search(f"[{span}]", text)]
-    return {name: ", ".join(f'"{spec}"' for spec in specs) for name, specs in found.items()} | {
+        shutil.copyfile(license, folder / license.name)
+    arabic = re.search("[\u0600-\u08ff\ufb50-\ufefe]", text)
+    chinese = re.search("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]", text)
+    scripts = ["arabic"] * bool(arabic) + ["chinese"] * bool(chinese)
+    return {name: ", ".join(specs) for name, specs in found.items()} | {
         "scripts": "\n".join(rf"\babelprovide[import,onchar=ids]{{{name}}}" for name in scripts),
-        "bidi": ",bidi=basic" * any(name != "chinese" for name in scripts),
+        "bidi": ",bidi=basic" * bool(arabic),
     }

@@ -16,7 +16,7 @@ from report.speech import spoken
 
 def printable(text):
     """Without control characters, which TeX could read as commands and no reader would see."""
-    text = re.sub(r"[\u2028\u2029\u0085]", "\n", text).replace("\r\n", "\n").replace("\r", "\n")
+    text = "\n".join(text.splitlines())
     return re.sub(
         r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", "", text
     )
@@ -47,9 +47,8 @@ NOT_IN_FORMULAS = {
     r"\DeclareMathOperator", r"\class", r"\def", r"\href", r"\math", r"\newcommand", r"\newenvironment",
     r"\style", r"\tag", r"\tag*", r"\unicode", r"\verb",
 }  # fmt: skip
-ENVIRONMENTS = {"align": "aligned", "align*": "aligned", "gather": "gathered", "gather*": "gathered"}
-ENVIRONMENTS |= dict.fromkeys(("array", "cases", "aligned", "alignedat", "gathered", "split"), None)
-ENVIRONMENTS |= dict.fromkeys((f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", "small")), None)
+ENVIRONMENTS = {"array", "cases", "aligned", "alignedat", "gathered", "split"}
+ENVIRONMENTS |= {f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", "small")}
 
 
 @lru_cache
@@ -78,14 +77,12 @@ def for_latex(path, latex):
                 refuse(command)
         elif command[1:] not in {*"\\{}|,;:!#$%&_ >", "\n"}:  # \( and \[ would end the formula
             refuse(command)
+    latex = re.sub(r"\\(begin|end)\s*\{(align|gather)\*?\}", r"\\\1{\2ed}", latex)
     for name in re.findall(r"\\(?:begin|end)\s*(\{[^}]*\}|.)", latex, re.DOTALL):
         if name[1:-1] not in ENVIRONMENTS:
             refuse(f"\\begin{name}")
     if re.search(r"(?<!\\)(?:\\\\)*[$#]", latex):
         refuse("$ or #")
-    latex = re.sub(
-        r"\\(begin|end)\s*\{([^}]*)\}", lambda m: f"\\{m[1]}{{{ENVIRONMENTS[m[2]] or m[2]}}}", latex
-    )
     # The maths font has its own bold letters; it has no bold version.
     latex = re.sub(r"\\(?:bm|boldsymbol|pmb)(?![A-Za-z])", r"\\symbf", latex)
     return "\n".join(line.strip() for line in latex.splitlines() if line.strip())

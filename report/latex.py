@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import tempfile
 from datetime import datetime
-from pathlib import Path
 
 from PIL import Image
 
@@ -27,11 +26,9 @@ from report.formulas import for_latex, printable
 
 INSTALL_PANDOC = "--latex needs pandoc: pip install pypandoc-binary (35 MB)"
 TEMPLATE = render.TEMPLATES / "report.latex"
-LANGUAGES = {"python": "Python", "py": "Python", "bash": "bash", "sh": "bash", "c": "C", "cpp": "C++"}
 # Classes of the page that are environments or commands of the template.
 BOXES = ("demo-band", "headline", "contents", "row")
 COMMANDS = {"demo-tag": r"\demotag", "hash": r"\fingerprint"}
-PICTURES = {"image/png": "png", "image/jpeg": "jpg"}  # those that LaTeX takes in
 LINE = 80  # letters, about, of a table's line
 TEXT_WIDTH = 455  # pt, 160 mm
 COMPILE_SECONDS = 180
@@ -40,31 +37,8 @@ COMPILE_SECONDS = 180
 JOIN = "\x01"
 
 
-# Text
-
-
-def verbatim(text, environment):
-    """Text for a verbatim environment. InputError if it would end that."""
-    if f"\\end{{{environment}}}" in re.sub(r"\s", "", text):
-        raise InputError(f"code that holds \\end{{{environment}}} cannot be shown with --latex")
-    return text.expandtabs(4).rstrip("\n")
-
-
-def terminal(text):
-    """Text as a terminal shows it, small enough that no line is cut."""
-    lines = text.splitlines()
-    longest = max(map(len, lines), default=1)
-    size = min(8.0, TEXT_WIDTH / (0.61 * 0.86 * longest) - 0.01)
-    font = f"formatcom=\\fontsize{{{size:.2f}}}{{{1.2 * size:.2f}}}\\selectfont"
-    options = font if len(lines) >= 40 else f"samepage,{font}"
-    return f"\\begin{{Verbatim}}[{options}]\n{verbatim(text, 'Verbatim')}\n\\end{{Verbatim}}"
-
-
-# The page
-
-
 def check_latex(folder=None):
-    """InputError if pandoc is missing or an answer holds a formula or picture that LaTeX cannot take."""
+    """InputError if pandoc is missing or an answer holds a formula that LaTeX cannot take."""
     try:
         import pypandoc
 
@@ -87,8 +61,13 @@ def _para(*parts):
 
 
 def _title(words):
-    """The title of a listing."""
     return _para(r"\codetitle{", *words, "}")
+
+
+def _wrapped(name, blocks, options=""):
+    """Blocks in a LaTeX environment."""
+    start = _raw(f"\\begin{{{name}}}{options}{JOIN}", block=True)
+    return [start, *blocks, _raw(f"{JOIN}\\end{{{name}}}", block=True)]
 
 
 def _attributes(attr):
@@ -99,12 +78,9 @@ def _attributes(attr):
 
 def _length(node):
     """About how many letters wide a pandoc node is set."""
-    if isinstance(node, str):
-        return len(node)
     if isinstance(node, dict):
-        content = node.get("c", " ")
-        return _length(content[1] if node["t"] == "Image" else content)
-    return sum(map(_length, node))
+        node = node["c"][1] if node["t"] == "Image" else node.get("c", " ")
+    return len(node) if isinstance(node, str) else sum(map(_length, node))
 
 
 def _flat(blocks):
@@ -122,42 +98,40 @@ class Body:
     def __init__(self, figures, targets):
         self.figures = figures
         self.targets = targets
-        self.labelled = set()  # the ids of the formulas that have a label by now
         self.answer = None  # the file of the answer at hand
         self.share = 1.0  # of the line's width, of the box at hand
         self.nested = 0  # lists, boxes and figures around the block at hand: no float may begin there
         self.pictures = 0
-        self.listed = ""  # the text of all listings
 
-    def blocks(self, nodes):
-        """Pandoc's blocks for those of the page. InputError for a kind that the page cannot hold."""
+    def walk(self, nodes):
+        """Pandoc's blocks or inlines for those of the page. InputError for a kind that it cannot hold."""
         done = []
         for node in nodes:
             match node["t"], node.get("c"):
-                case (
-                    "Para" | "Plain",
-                    content,
-                ):  # as a paragraph: pandoc would run "Plain" into the next block
-                    inlines = self.inlines(content)
-                    done += [_para(*inlines)] if inlines else []
-                case "Header", content:
-                    done += self.header(*content)
-                case "CodeBlock", (_, text):
-                    done.append(_raw(terminal(text), block=True))
-                case "BulletList", items:
-                    done.append({"t": "BulletList", "c": list(map(self.item, items))})
-                case "OrderedList", (style, items):
-                    done.append({"t": "OrderedList", "c": [style, list(map(self.item, items))]})
+                case ("Header" | "Div" | "Figure" | "Table" | "Link" | "Image") as kind, content:
+                    done += getattr(self, kind.lower())(*content)
+                case ("Para" | "Plain" | "Emph" | "Strong") as kind, content:
+                    inside = self.walk(content)
+                    done += [{"t": kind, "c": inside}] if inside else []
                 case "BlockQuote", content:
                     done.append({"t": "BlockQuote", "c": self.inside(content)})
-                case "HorizontalRule", _:
-                    done.append(node)
-                case "Div", content:
-                    done += self.div(*content)
-                case "Figure", content:
-                    done += self.figure(*content)
-                case "Table", content:
-                    done += self.table(*content)
+                case "BulletList", items:
+                    done.append({"t": "BulletList", "c": list(map(self.inside, items))})
+                case "OrderedList", (style, items):
+                    done.append({"t": "OrderedList", "c": [style, list(map(self.inside, items))]})
+                case "CodeBlock", (_, text):
+                    done.append(self.terminal(text))
+                case "Code", (_, text):
+                    done.append({"t": "Code", "c": [["", [], []], text]})
+                case "Span", ((_, classes, _), content):
+                    command = next((COMMANDS[name] for name in classes if name in COMMANDS), None)
+                    inside = self.walk(content)
+                    done += [_raw(command + "{"), *inside, _raw("}")] if command else inside
+                case "Str", text:
+                    done += self.word(text)
+                case "Space" | "SoftBreak" | "LineBreak" | "HorizontalRule", _:
+                    # A label that LaTeX sets itself leaves its space behind.
+                    done += [node] if done else []
                 case kind, _:
                     raise InputError(f"{self.answer}: --latex cannot set a {kind}")
         return done
@@ -166,7 +140,7 @@ class Body:
         """The blocks within a list, a figure or a box that has this share of the width around it."""
         before = self.share
         self.nested, self.share = self.nested + 1, self.share * share
-        done = self.blocks(nodes)
+        done = self.walk(nodes)
         self.nested, self.share = self.nested - 1, before
         return done
 
@@ -181,50 +155,33 @@ class Body:
             start = r"\section{"
         else:
             start = r"\phantomsection\subsection*{"
-        return [_para(start, *self.inlines(inlines), "}" + label)]
-
-    def item(self, nodes):
-        """The blocks of a list's item, which is set tight if it was written so."""
-        done = self.inside(nodes)
-        if done and nodes[0]["t"] == "Plain":
-            done[0]["t"] = "Plain"
-        return done
+        return [_para(start, *self.walk(inlines), "}" + label)]
 
     def div(self, attr, nodes):
         identifier, classes, data = _attributes(attr)
         if "file" in data:
             self.answer = data["file"]
-            done, self.answer = self.blocks(nodes), None
+            done, self.answer = self.walk(nodes), None
             return done
         if "math" in classes:
             return [self.display(identifier, next(n for n in _flat(nodes) if n["t"] == "Image"))]
         if "references" in classes:
-            return self.references(nodes[0]["c"][1])
+            # Each item is a span that carries its id.
+            items = [_flat(item)[0]["c"] for item in nodes[0]["c"][1]]
+            done = [_para(f"\\bibitem{{{attr[0]}}} ", *self.walk(inlines)) for attr, inlines in items]
+            return _wrapped("thebibliography", done, "{99}")
         if "width" in data:
             # Pictures stand on one line, tables hang from one.
             top = r"\vspace{0pt}" * (nodes[0]["t"] in ("Div", "Table"))
             place = "b" if "sample" in classes else "t"
             start = f"[{place}]{{{data['width']}\\linewidth}}\\raggedright{top}"
-            done = self.wrapped("minipage", self.inside(nodes, float(data["width"])), start)
+            done = _wrapped("minipage", self.inside(nodes, float(data["width"])), start)
             done[-1] = _raw(f"{JOIN}\\end{{minipage}}\\hspace{{0.02\\linewidth}}%{JOIN}", block=True)
             return done
         if "pair" in classes:  # figures beside each other float together
-            return self.wrapped("figure", self.inside(nodes), "[!htbp]")
+            return _wrapped("figure", self.inside(nodes), "[!htbp]")
         name = next((name for name in BOXES if name in classes), None)
-        return self.wrapped(name, self.inside(nodes)) if name else self.blocks(nodes)
-
-    def wrapped(self, name, blocks, options=""):
-        """Blocks in a LaTeX environment."""
-        start = _raw(f"\\begin{{{name}}}{options}{JOIN}", block=True)
-        return [start, *blocks, _raw(f"{JOIN}\\end{{{name}}}", block=True)]
-
-    def references(self, items):
-        """The page's list of references, each item a span that carries its id."""
-        done = []
-        for item in items:
-            ((identifier, _, _), inlines) = _flat(item)[0]["c"]
-            done.append(_para(f"\\bibitem{{{identifier}}} ", *self.inlines(inlines)))
-        return self.wrapped("thebibliography", done, "{99}")
+        return _wrapped(name, self.inside(nodes)) if name else self.walk(nodes)
 
     def display(self, identifier, image):
         """A formula on a line of its own, in the paragraph before it: a blank line would add space."""
@@ -232,21 +189,20 @@ class Body:
         if not identifier:
             return _raw(f"{JOIN}\\[\n{latex}\n\\]", block=True)
         number = identifier.removeprefix("eq-").replace("_", r"\_")
-        # Of two with the same number, the first has it.
-        label = f"\\label{{{identifier}}}" if identifier not in self.labelled else ""
-        self.labelled.add(identifier)
-        equation = f"{JOIN}\\begin{{equation}}\\tag{{{number}}}{label}\n{latex}\n\\end{{equation}}"
-        return _raw(equation, block=True)
+        start = f"{JOIN}\\begin{{equation}}\\tag{{{number}}}\\label{{{identifier}}}"
+        return _raw(f"{start}\n{latex}\n\\end{{equation}}", block=True)
 
     def figure(self, attr, caption, nodes):
         identifier, classes, data = _attributes(attr)
-        words = self.inlines(_flat(caption[1]))
+        words = self.walk(_flat(caption[1]))
         if "code" in classes:
-            return self.listing(words, data.get("language", ""), nodes[0]["c"][1])
+            option = "language=Python" * (data.get("language") == "python")
+            listing = self.verbatim("lstlisting", option, nodes[0]["c"][1])
+            return [_title(words), listing] if words else [listing]
         if "terminal" in classes:  # its paragraphs say what stands below them
             done = [_title(words)]
             for node in nodes:
-                done += [_title(self.inlines(node["c"]))] if node["t"] == "Para" else self.blocks([node])
+                done += [_title(self.walk(node["c"]))] if node["t"] == "Para" else self.walk([node])
             return done
         if "rows" in classes:  # it may be longer than a page
             start = r"{\nopagebreak\captionsetup{hypcap=false}\captionof{figure}{"
@@ -254,102 +210,68 @@ class Body:
         label = f"}}\\label{{{identifier}}}{JOIN}"
         blocks = self.inside(nodes)
         if "settings" in classes:
-            return self.wrapped("table", [_para(r"\caption{", *words, label), *blocks], "[!htbp]")
+            return _wrapped("table", [_para(r"\caption{", *words, label), *blocks], "[!htbp]")
         blocks = [_raw(r"\centering" + JOIN, block=True), *blocks, _para(JOIN + r"\caption{", *words, label)]
-        return blocks if self.nested else self.wrapped("figure", blocks, "[!htbp]")
+        return blocks if self.nested else _wrapped("figure", blocks, "[!htbp]")
 
-    def listing(self, title, language, text):
-        """Lines of code, under their title if they have one."""
-        self.listed += text
-        option = f"language={LANGUAGES[language.lower()]}" if language.lower() in LANGUAGES else ""
-        try:
-            text = verbatim(text, "lstlisting")
-        except InputError as error:
-            raise InputError(f"{self.answer}: {error}") from None
-        listing = _raw(f"\\begin{{lstlisting}}[{option}]\n{text}\n\\end{{lstlisting}}", block=True)
-        return [_title(title), listing] if title else [listing]
+    def verbatim(self, name, options, text):
+        """Text in an environment that shows it letter by letter. InputError if it would end that."""
+        if f"\\end{{{name}}}" in re.sub(r"\s", "", text):
+            raise InputError(
+                f"{self.answer or 'the page'}: code that holds \\end{{{name}}} cannot be shown with --latex"
+            )
+        text = text.expandtabs(4).rstrip("\n")
+        return _raw(f"\\begin{{{name}}}[{options}]\n{text}\n\\end{{{name}}}", block=True)
+
+    def terminal(self, text):
+        """Text as a terminal shows it, small enough that no line is cut."""
+        lines = text.splitlines()
+        size = min(8.0, TEXT_WIDTH / (0.61 * 0.86 * max(map(len, lines), default=1)) - 0.01)
+        font = f"formatcom=\\fontsize{{{size:.2f}}}{{{1.2 * size:.2f}}}\\selectfont"
+        return self.verbatim("Verbatim", "samepage," * (len(lines) < 40) + font, text)
 
     # Tables
 
     def table(self, attr, caption, columns, head, bodies, _):
         """A booktabs table. Columns of words share the line's width, short ones take what they need."""
-        caption, head = caption[1], head[1]
+        title, head = self.walk(_flat(caption[1])), head[1]
         rows = [*head, *(row for body in bodies for row in (*body[2], *body[3]))]
         spec, wide = self.columns(columns, rows)
         # A long table goes on on the next page; with a caption it may float there first.
-        breaks = len(rows) > (25 if caption else 11) and not self.nested
+        breaks = len(rows) > (25 if title else 11) and not self.nested
         name = ("xltabular" if wide else "longtable") if breaks else ("tabularx" if wide else "tabular")
         place = "[t]" * (self.nested > 0)
         parts = [f"\\begin{{{name}}}" + r"{\linewidth}" * wide + f"{place}{{@{{}}{spec}@{{}}}}\n"]
-        title = self.inlines(_flat(caption))
         if title:
             title = [r"\caption{", *title, f"}}\\label{{{attr[0]}}}"]
             parts += [*title, "\\\\\n"] if breaks else []
         parts.append("\\toprule\n")
-        for number, (row_attr, cells) in enumerate(rows):
-            parts.append("\\midrule\n" if "total" in row_attr[1] else "")
+        for number, (_, cells) in enumerate(rows, 1):
             for column, cell in enumerate(cells):
-                parts += [" & " if column else "", *(self.inlines(_flat(cell[4])) or ["{}"])]
+                parts += [" & " if column else "", *(self.walk(_flat(cell[4])) or ["{}"])]
             parts.append(" \\\\\n")
-            if number == len(head) - 1:
+            if number == len(head):
                 parts.append("\\midrule\n" + "\\endhead\n" * breaks)
         parts.append(f"\\bottomrule\n\\end{{{name}}}")
-        if breaks:
-            return [_para("{\\small\n", *parts, "}")]
-        if title:
-            return self.wrapped("table", [_para("\\centering\\small\n", *title, "\n", *parts)], "[!htbp]")
-        if self.nested:
-            return [_para("{\\small ", *parts, "}")]
-        return self.wrapped("flushleft", [_para("\\small\n", *parts)])
+        if title and not breaks:
+            return _wrapped("table", [_para("\\centering\\small\n", *title, "\n", *parts)], "[!htbp]")
+        return [_para("{\\small\n", *parts, "}")]
 
     def columns(self, columns, rows):
         """(a LaTeX table's columns, whether some take what the line has left over)."""
-        count = len(columns)
-        cells = [[row[1][i] for row in rows if i < len(row[1])] for i in range(count)]
+        cells = list(zip(*(row[1] for row in rows)))
         widths = [max(_length(cell[4]) for cell in column) for column in cells]
-        spec = []
-        for (align, _), column in zip(columns, cells):
-            right = align["t"] == "AlignRight" or "right" in column[-1][0][1]
-            spec.append("r" if right else "c" if align["t"] == "AlignCenter" else "l")
         line = LINE * self.share
-        wide = self.share < 1 or sum(widths) + 2 * count > line
-        if wide:
-            flexible = [i for i, width in enumerate(widths) if width > min(line / count, 28)]
-            for i in flexible or range(count):
-                spec[i] = {"r": "Z", "c": "C", "l": "Y"}[spec[i]]
-        return "".join(spec), wide
+        wide = self.share < 1 or sum(widths) + 2 * len(widths) > line
+        least = min(line / len(widths), 28, max(widths) - 1)  # at least one column takes the rest
+        spec = ""
+        for (align, _), column, width in zip(columns, cells, widths):
+            right = align["t"] == "AlignRight" or "right" in column[-1][0][1]
+            kind = "r" if right else "c" if align["t"] == "AlignCenter" else "l"
+            spec += {"r": "Z", "c": "C", "l": "Y"}[kind] if wide and width > least else kind
+        return spec, wide
 
     # Within a line
-
-    def inlines(self, nodes):
-        """Pandoc's inlines for those of the page."""
-        done = []
-        for node in nodes:
-            kind, content = node["t"], node.get("c")
-            if kind in ("Emph", "Strong", "Strikeout"):
-                inside = self.inlines(content)
-                done += [{"t": kind, "c": inside}] if inside else []
-            elif kind == "Span":
-                commands = [COMMANDS[name] for name in content[0][1] if name in COMMANDS]
-                inside = self.inlines(content[1])
-                done += [_raw(commands[0] + "{"), *inside, _raw("}")] if commands else inside
-            elif kind == "Code":
-                done.append({"t": kind, "c": [["", [], []], content[1]]})
-            elif kind == "Str":
-                done += self.word(content)
-            elif kind in ("Space", "SoftBreak", "LineBreak"):
-                # A label that LaTeX sets itself leaves its space behind.
-                done += [node] if done else []
-            elif kind in ("Link", "Image"):
-                done.append(getattr(self, kind.lower())(*content))
-            else:
-                raise InputError(f"{self.answer}: --latex cannot set a {kind}")
-        for i, node in enumerate(done):  # no line break within 128 × 128
-            if node == {"t": "Str", "c": "×"}:
-                for side in done[max(i - 1, 0) : i + 2]:
-                    if side["t"] in ("Space", "SoftBreak"):
-                        side.update(t="Str", c="\u00a0")
-        return done
 
     def word(self, text):
         """A word, which may be broken in the middle if it is very long."""
@@ -359,21 +281,20 @@ class Body:
 
     def link(self, attr, text, target):
         """A reference to a part of the report, or a link to elsewhere."""
-        (_, classes, _), url, key = attr, target[0], target[0][1:]
-        words = self.inlines(text)
+        url, key, words = target[0], target[0][1:], self.walk(text)
         if re.match(r"(https?://|mailto:)", url):
-            return {"t": "Link", "c": [["", [], []], words, [url, ""]]}
+            return [{"t": "Link", "c": [["", [], []], words, [url, ""]]}]
         if key in render.QUESTION_NAMES and not words:
-            words = [{"t": "Str", "c": render.QUESTION_NAMES[key].replace(" ", "\u00a0")}]
+            words = self.word(render.QUESTION_NAMES[key].replace(" ", "\u00a0"))
         elif key.startswith("eq-") and key not in self.targets:  # its answer was replaced
-            return {"t": "Span", "c": [["", [], []], words or self.word(f"equation\u00a0{key[3:]}")]}
+            return [{"t": "Span", "c": [["", [], []], words or self.word(f"equation\u00a0{key[3:]}")]}]
         elif key not in self.targets:
             raise InputError(f"{self.answer}: there is no {url} to refer to")
-        if "page" in classes:
-            return _raw(r"\dotfill" * ("leader" in classes) + f"\\pageref{{{key}}}")
+        if "page" in attr[1]:
+            return [_raw(r"\dotfill" * ("leader" in attr[1]) + f"\\pageref{{{key}}}")]
         if not words:
-            return _raw(f"\\cite{{{key}}}" if key.startswith("ref-") else f"\\cref{{{key}}}")
-        return {"t": "Span", "c": [["", [], []], [_raw(f"\\hyperref[{key}]{{"), *words, _raw("}")]]}
+            return [_raw(f"\\cite{{{key}}}" if key.startswith("ref-") else f"\\cref{{{key}}}")]
+        return [{"t": "Span", "c": [["", [], []], [_raw(f"\\hyperref[{key}]{{"), *words, _raw("}")]]}]
 
     def image(self, attr, alt, target):
         """A formula, a figure drawn from the record, or a picture that the page holds."""
@@ -381,49 +302,46 @@ class Body:
         url = target[0]
         if "formula" in classes:
             latex = for_latex(self.answer, data["latex"])
-            return {"t": "Math", "c": [{"t": "InlineMath"}, latex.replace("\n", " ")]}
-        if url.startswith("figures/"):
-            return _raw(f"\\includegraphics[max width=\\linewidth]{{{url}}}")
-        kind, _, content = url.removeprefix("data:").partition(";base64,")
+            return [{"t": "Math", "c": [{"t": "InlineMath"}, latex.replace("\n", " ")]}]
+        options = "max width=\\linewidth"
+        if "width" in data:
+            side = f"{data['width']}\\linewidth"
+            options = f"width={side},height={side},keepaspectratio"
+        if "frame" in data:
+            options += f",frame={data['frame']} 2pt,margin=0pt 3pt 0pt 0pt"
+        if not url.startswith("figures/"):
+            url = self.picture(url)
+        return [_raw(f"\\includegraphics[{options}]{{{url}}}")]
+
+    def picture(self, url):
+        """Write the picture of a data URL as a file that LaTeX takes in. -> its path from the .tex"""
+        kind, _, content = url.removeprefix("data:image/").partition(";base64,")
         content = base64.b64decode(content)
         self.pictures += 1
-        name = f"picture-{self.pictures:03}.{PICTURES.get(kind, 'png')}"
-        if kind in PICTURES:
-            (self.figures / name).write_bytes(content)
+        path = self.figures / f"picture-{self.pictures:03}.{'jpg' if kind == 'jpeg' else 'png'}"
+        if kind == "gif":
+            Image.open(io.BytesIO(content)).convert("RGBA").save(path)
         else:
-            Image.open(io.BytesIO(content)).convert("RGBA").save(self.figures / name)
-        if "width" not in data:
-            return _raw(f"\\includegraphics[max width=\\linewidth]{{figures/{name}}}")
-        side = f"{data['width']}\\linewidth"
-        frame = f",frame={data['frame']} 2pt,margin=0pt 3pt 0pt 0pt" if "frame" in data else ""
-        return _raw(f"\\includegraphics[width={side},height={side},keepaspectratio{frame}]{{figures/{name}}}")
+            path.write_bytes(content)
+        return f"figures/{path.name}"
 
 
 # The whole folder
 
 
-def _write_figures(folder, record, run):
-    """The figures as PDF. -> {name: path from the .tex}"""
-    from matplotlib import pyplot
-
-    # matplotlib cannot embed the CFF font for Chinese as Type 42, which keeps text selectable.
-    kind = 3 if any(letter > "\u2e7f" for letter in "".join(record.data.classes)) else 42
-    drawings = {}
-    for name, figure in render.draw_figures(record, run).items():
-        with pyplot.rc_context({"pdf.fonttype": kind}):
-            figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-        pyplot.close(figure)
-        drawings[name] = f"figures/{name}.pdf"
-    return drawings
-
-
 def write_source(folder, record, run, answers_folder=None):
-    """Write everything but the compiled PDF into the empty `folder`. -> the .tex, a path
+    """Write all but the compiled PDF into the empty `folder`. -> the path of the .tex
 
     InputError, with the name of the answer, for what LaTeX cannot take.
     """
+    from matplotlib import pyplot
+
     (folder / "figures").mkdir()
-    drawings = _write_figures(folder / "figures", record, run)
+    drawings = {}
+    for name, figure in render.draw_figures(record, run).items():
+        drawings[name] = f"figures/{name}.pdf"
+        figure.savefig(folder / drawings[name], metadata={"CreationDate": None})
+        pyplot.close(figure)
     page = render.fill_page(record, run, answers_folder, drawings)
     render.number(page, render.QUESTION_NAMES)  # refuses a reference to nothing
     known = fonts.write_latex_fonts(folder / "fonts", render.plain_text(page))
@@ -442,12 +360,12 @@ def convert(page, figures, known):
     import pypandoc
 
     read = {"format": "html-auto_identifiers", "extra_args": ["--sandbox"]}
-    tree = json.loads(pypandoc.convert_text(printable(page), "json", **read))
+    page = printable(page)
+    tree = json.loads(pypandoc.convert_text(page, "json", **read))
     body = Body(figures, set(re.findall(r' id="([\w-]+)"', page)))
-    tree["blocks"] = body.blocks(tree["blocks"])
+    tree["blocks"] = body.walk(tree["blocks"])
     # listings must be told of every letter beyond Latin-1, or it sets it in the wrong place.
-    letters = "".join(sorted({letter for letter in body.listed if ord(letter) > 255}))
-    known = known | {"letters": letters, "strike": "x" * ('"t": "Strikeout"' in json.dumps(tree["blocks"]))}
+    known = known | {"letters": "".join(sorted(letter for letter in set(page) if ord(letter) > 255))}
     tree["meta"] |= {
         key: {"t": "MetaInlines", "c": [_raw(value)] if value else []} for key, value in known.items()
     }
@@ -477,35 +395,20 @@ def _compile(folder, name, date):
         settings["env"] = environment | {"TEXMFCACHE": path}
         failed = subprocess.run(command, cwd=folder, **settings).returncode != 0
     log = folder / f"{name}.log"
-    said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     kept.add(log.name if failed else f"{name}.pdf")
     for path in folder.iterdir():
         if path.name not in kept:
             path.unlink()
-    if failed:
-        fault = next((line[2:] for line in said.splitlines() if re.match(r"! *[^ =]", line)), "no PDF")
-        return f"{name}.tex did not compile ({fault.rstrip('.')}): see latex/{name}.log"
-    missing = sorted(set(re.findall(r"Missing character: There is no (\S) ", said)))
-    if missing:
-        return f"no font has {' '.join(missing[:8])}: look at latex/{name}.pdf, it is missing there"
-    return None
+    if not failed:
+        return None
+    said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    fault = next((line[2:] for line in said.splitlines() if re.match(r"! *[^ =]", line)), "no PDF")
+    return f"{name}.tex did not compile ({fault.rstrip('.')}): see latex/{name}.log"
 
 
 def write_latex(record, run, folder, answers_folder=None):
-    """Write the LaTeX report to `folder`, which appears whole or stays as it was.
-
-    Returns (its paths, a line for the user or None). A .tex that does not compile is still written.
-    """
-    check_latex(answers_folder)
-    folder = Path(folder)
-    about = {"prefix": f".{folder.name}-", "dir": folder.parent, "ignore_cleanup_errors": True}
-    with tempfile.TemporaryDirectory(**about) as beside:
-        new = Path(beside) / "new"
-        new.mkdir()
-        name = write_source(new, record, run, answers_folder).stem
-        message = _compile(new, name, render.document_date(record))
-        if folder.exists():
-            folder.rename(Path(beside) / "old")
-        new.rename(folder)
-    paths = [folder / f"{name}.{kind}" for kind in ("tex", "pdf")]
-    return [path for path in paths if path.is_file()], message
+    """Write the LaTeX report anew to `folder`, compiled or not. -> a line for the user, or None"""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    name = write_source(folder, record, run, answers_folder).stem
+    return _compile(folder, name, render.document_date(record))

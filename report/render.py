@@ -28,6 +28,9 @@ INSTALL_PANGO = {
     "Windows": "pacman -S mingw-w64-ucrt-x86_64-pango in an MSYS2 shell (https://www.msys2.org)",
 }
 
+# It says once a font that it subsets with fontTools: the PDF is the same.
+logging.getLogger("weasyprint").addFilter(lambda entry: "HarfBuzz-Subset" not in entry.getMessage())
+
 
 def check_renderer():
     """InputError, with the command to run, if WeasyPrint or its system libraries are missing."""
@@ -52,34 +55,33 @@ def log_pieces(text, history):
     if n <= 4:
         return [("\n".join(epochs), None)]
     best = 1 + max(range(n), key=lambda i: history[i].test_accuracy) if len(history) == n else n
+    about = {1: "first epoch", n: "last epoch, whose weights are used"}
+    note = "highest test accuracy of the log; only shown, not selected"
+    about[best] = f"{about[best]}; {note}" if best in about else f"epoch {best}: {note}"
     pieces, shown = [], 0
-    for epoch in sorted({1, best, n}):
+    for epoch in sorted(about):
         if epoch > shown + 1:
             left_out = f"epochs {shown + 1} to {epoch - 1}" if epoch > shown + 2 else f"epoch {epoch - 1}"
             pieces.append(("", f"{left_out} left out"))
-        about = {1: "first epoch", n: "last epoch, whose weights are used"}.get(epoch)
-        if epoch == best:
-            note = "highest test accuracy of the log; only shown, not selected"
-            about = f"{about}; {note}" if about else f"epoch {epoch}: {note}"
-        pieces.append((epochs[epoch - 1], about))
+        pieces.append((epochs[epoch - 1], about[epoch]))
         shown = epoch
     return pieces
 
 
 def setting_columns(values, columns=3):
     """{name: value} of the hyperparameters as columns of a table, each [(heading, [(name, value)])]."""
-    groups = {heading: [n for n in names if n in values] for heading, names in recipe_groups().items()}
-    known = {name for names in groups.values() for name in names}
-    groups["Others"] = [name for name in values if name not in known]
 
     def shown(value):
         return answers.setting(value) if isinstance(value, bool) else f"{value}"
 
+    groups = recipe_groups()
+    known = {name for names in groups.values() for name in names}
     filled = [[] for _ in range(columns)]
-    for heading, names in groups.items():
-        if names:
+    for heading, names in [*groups.items(), ("Others", [name for name in values if name not in known])]:
+        rows = [(name, shown(values[name])) for name in names if name in values]
+        if rows:
             shortest = min(filled, key=lambda column: sum(2 + len(rows) for _, rows in column))
-            shortest.append((heading, [(name, shown(values[name])) for name in names]))
+            shortest.append((heading, rows))
     return filled
 
 
@@ -95,11 +97,10 @@ def number(page, names):
         kind, target = match.groups()
         counts[kind] += 1
         names[target] = f"{kind} {counts[kind]}" if kind != "Reference" else f"[{counts[kind]}]"
-        if kind == "Reference":  # the list shows its numbers itself
-            return ""
-        if kind == "Section":
-            return f'<span class="section-number">{counts[kind]}</span>'
-        return f'<b class="label">{names[target]}.</b>'
+        return {
+            "Reference": "",  # the list shows its numbers itself
+            "Section": f'<span class="section-number">{counts[kind]}</span>',
+        }.get(kind, f'<b class="label">{names[target]}.</b>')
 
     def reference(match):
         target = match[1]
@@ -115,31 +116,27 @@ def number(page, names):
     return re.sub(r'<a href="#([\w-]+)"></a>', reference, page)
 
 
-def read_arrays(record, run):
-    """{name: array} of what the figures on the inside of the model are drawn from.
-
-    InputError if the file in the run folder is gone or damaged.
-    """
-    import numpy as np
-
-    path = run / record.shown.arrays
+@contextlib.contextmanager
+def _reading(path):
+    """InputError where the block cannot read this file of the run folder."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+        yield
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path} ({error}): run again with --force") from None
 
 
-def _read_pictures(entries, run):
-    """[(entry, URL of its picture)] of samples or predictions."""
-    pictures = []
-    for entry in entries:
-        path = run / entry.picture
-        try:
-            pictures.append((entry, data_url(path.read_bytes(), "image/jpeg")))
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}; run again with --force") from None
-    return pictures
+def read_arrays(record, run):
+    """{name: array} of what the figures on the inside of the model are drawn from. InputError if gone."""
+    import numpy as np
+
+    path = run / record.shown.arrays
+    with _reading(path), np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _picture(path):
+    with _reading(path):
+        return data_url(path.read_bytes(), "image/jpeg")
 
 
 def document_date(record):
@@ -188,9 +185,11 @@ def fill_page(record, run, answers_folder, drawings):
     environment = templates(autoescape=True)
     environment.filters.update(answers.FILTERS)
     log = (run / "training.log").read_text(encoding="utf-8")
-    shown = ("examples", "mistakes", "train_samples", "test_samples")
     texts = answers.answer_texts(record, answers_folder)
-    pictures = {name: _read_pictures(getattr(record.shown, name), run) for name in shown}
+    pictures = {
+        name: [(entry, _picture(run / entry.picture)) for entry in getattr(record.shown, name)]
+        for name in ("examples", "mistakes", "train_samples", "test_samples")
+    }
     return environment.get_template("report.html.j2").render(
         answers.lookups(record),
         record=record,
@@ -200,7 +199,7 @@ def fill_page(record, run, answers_folder, drawings):
         example_rows=extracts.example_rows(pictures["examples"], record.data.classes),
         numbered=record.data.classes if len(record.data.classes) > figures.NAMED else (),
         questions=answers.QUESTIONS,
-        answers=answers.render_texts(texts),
+        answers=answers.render_answers(texts),
         own=answers.own_answers(record, texts),
         log=log_pieces(log, record.training.history),
         settings=setting_columns(record.recipe.values.as_dict()),
@@ -236,11 +235,6 @@ def _fetcher():
     return URLFetcher(allowed_protocols={"data"})
 
 
-def _worth_saying(entry):
-    """False for WeasyPrint's notice, once a font, that it subsets with fontTools: the PDF is the same."""
-    return "HarfBuzz-Subset" not in entry.getMessage()
-
-
 def carried(record, run, answers_folder=None):
     """{name: bytes} of what the PDF carries, so that with images and weights it can be drawn again: the
     record, the log, and the student's answers, look-ups done, with their pictures."""
@@ -266,11 +260,8 @@ def render_report(record, run, answers_folder=None):
     import weasyprint
 
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # it reports its subsetting step by step
-    logging.getLogger("weasyprint").addFilter(_worth_saying)
     page = render_html(record, run, answers_folder)
-    # WeasyPrint knows no media features, and warns of each.
-    printed = re.sub(r'<style class="screen">.*?</style>', "", page, count=1, flags=re.DOTALL)
-    document = weasyprint.HTML(string=printed, base_url=TEMPLATES.as_uri(), url_fetcher=_fetcher())
+    document = weasyprint.HTML(string=page, base_url=TEMPLATES.as_uri(), url_fetcher=_fetcher())
     date = datetime.datetime.fromisoformat(document_date(record))
     attached = [
         weasyprint.Attachment(string=content, name=name, description=name, created=date, modified=date)

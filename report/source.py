@@ -3,6 +3,7 @@
 
 import ast
 import re
+import textwrap
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,9 +30,7 @@ def _names(node):
 
 def find(text, name, where="the code"):
     """The syntax node of a function, class, method ("Class.method") or constant in a program's text.
-
-    LookupError if there is none; `where` names the text in its message.
-    """
+    LookupError if there is none; `where` names the text in its message."""
     body = _parsed(text)[1].body
     node = None
     for part in name.split("."):
@@ -75,8 +74,7 @@ def excerpt(text, name, start=None, end=None):
             numbers = numbers[: next(i for i, n in enumerate(numbers) if end in lines[n - 1]) + 1]
     except StopIteration:
         raise LookupError(f"{name} has no line with {start!r} to {end!r}") from None
-    margin = min(len(lines[n - 1]) - len(lines[n - 1].lstrip()) for n in numbers if lines[n - 1].strip())
-    return "\n".join(lines[n - 1][margin:] for n in numbers), numbers[0], numbers[-1]
+    return textwrap.dedent("\n".join(lines[n - 1] for n in numbers)), numbers[0], numbers[-1]
 
 
 def step_of(text, line):

@@ -10,58 +10,47 @@ OPERATORS = {
     "≠": "is not equal to", "∈": "in", "→": "to", "∑": "sum", "∏": "product", "∥": "norm", "|": "bar",
     "…": "and so on", "⋯": "and so on", "∞": "infinity", "∂": "partial", "∇": "gradient of",
     "±": "plus or minus",
-    "⊤": "transpose", ";": ";", ",": ",", "′": "prime", "'": "prime", "*": "star", "∼": "is distributed as",
+    "⊤": "transpose", "′": "prime", "'": "prime", "*": "star", "∼": "is distributed as",
     "(": "open parenthesis", ")": "close parenthesis", "[": "open bracket", "]": "close bracket",
     "{": "open brace", "}": "close brace",
 }  # fmt: skip
 SCRIPTS = {"⊤": "transpose", "2": "squared", "3": "cubed", "′": "prime", "'": "prime", "*": "star"}
-LETTERS = {"double-struck": "blackboard ", "bold": "bold ", "script": "script "}
+STYLES = {"double-struck": "blackboard ", "bold": "bold ", "script capital": "script "}
+# By the names of MathML's elements; the parts of an element are numbered from 0.
+FORMS = {
+    "msub": "{0} sub {1}", "munder": "{0} sub {1}", "msup": "{0} {1}", "mover": "{0} {1}",
+    "msubsup": "{0} sub {1} {2}", "munderover": "{0} sub {1} {2}",
+    "mfrac": "fraction {0} over {1} end fraction", "mroot": "root {1} of {0} end root",
+}  # fmt: skip
 
 
-def _letter(text, variant=""):
-    """One symbol in words: "ℓ" -> "l", "α" -> "alpha", bold z -> "bold z"."""
+def _letter(text):
+    """One symbol in words: "ℓ" -> "l", "α" -> "alpha", "𝐳" -> "bold z"."""
     if len(text) != 1 or text.isascii():
-        return LETTERS.get(variant, "") + text if len(text) == 1 else text
-    plain = unicodedata.normalize("NFKC", text)
-    name = unicodedata.name(text, "").lower()
-    style = next((word for key, word in LETTERS.items() if key.split("-")[0] in name), "")
-    if "script small" in name:  # the paper's ell is an ordinary letter
-        style = ""
-    if len(plain) == 1 and plain.isascii():
-        return style + plain
-    greek = re.fullmatch(r"greek (small|capital) letter (\w+)", unicodedata.name(plain[:1], "").lower())
-    if greek:
-        return ("capital " if greek[1] == "capital" else "") + greek[2]
-    return name or text
+        return text
+    plain, name = unicodedata.normalize("NFKC", text), unicodedata.name(text, text).lower()
+    if plain.isascii():
+        return next((words for style, words in STYLES.items() if style in name), "") + plain
+    name = unicodedata.name(plain[0], text).lower()
+    return re.sub(r"greek (?:small|(capital )) *letter ", r"\1", name)
 
 
 def _words(node):
     kind = node.tag.rpartition("}")[2]
     parts = [_words(child) for child in node]
     text = (node.text or "").strip()
-    if kind in ("msub", "msup", "msubsup", "munder", "mover", "munderover"):
-        words = parts[0]
-        if kind in ("msub", "msubsup", "munder", "munderover") and parts[1]:
-            words += f" sub {parts[1]}"
-        if kind in ("msup", "msubsup", "mover", "munderover") and parts[-1]:
-            raised = SCRIPTS.get("".join(node[-1].itertext()).strip())
-            words += f" {raised}" if raised else f" superscript {parts[-1]}"
-        return words
-    if kind == "mfrac":
-        return f"fraction {parts[0]} over {parts[1]} end fraction"
+    if kind in ("msup", "mover", "msubsup", "munderover"):
+        raised = "".join(node[-1].itertext()).strip()
+        parts[-1] = SCRIPTS.get(raised, f"superscript {parts[-1]}")
+    if kind in FORMS:
+        return FORMS[kind].format(*parts)
     if kind == "msqrt":
         return f"square root of {' '.join(parts)} end root"
-    if kind == "mroot":
-        return f"root {parts[1]} of {parts[0]} end root"
-    if kind == "mo":
-        return OPERATORS.get(text) or " ".join(OPERATORS.get(c) or _letter(c) for c in text)
-    if kind == "mi":
-        return _letter(text, node.get("mathvariant", ""))
+    if kind in ("mo", "mi"):
+        return OPERATORS.get(text) or _letter(text)
     if kind in ("mn", "mtext", "ms"):
         return text
-    if _is_word(node):
-        return "".join(parts)
-    return " ".join(part for part in parts if part)
+    return ("" if _is_word(node) else " ").join(part for part in parts if part)
 
 
 def _is_word(node):
