@@ -96,15 +96,9 @@ def _crazing(rng):
 
 def _inclusion(rng):
     """Some short spindles along the rolling direction, mostly dark."""
-    return _strokes(
-        rng,
-        rng.integers(5, 18),
-        rng.normal(0, 0.05),
-        (14, rng.uniform(25, 80)),
-        (2.5, rng.uniform(4, 11)),
-        bright=0.1,
-        wobble=1.0,
-    )
+    count, angle = rng.integers(5, 18), rng.normal(0, 0.05)
+    length, width = (14, rng.uniform(25, 80)), (2.5, rng.uniform(4, 11))
+    return _strokes(rng, count, angle, length, width, bright=0.1, wobble=1.0)
 
 
 def _patches(rng):
@@ -131,15 +125,9 @@ def _rolled_in_scale(rng):
 
 def _scratches(rng):
     """A few long thin lines in nearly one direction, mostly bright."""
-    return _strokes(
-        rng,
-        count=rng.integers(2, 8),
-        angle=rng.choice([0, np.pi / 2]) + rng.normal(0, 0.12),
-        length=(60, rng.uniform(120, 360)),
-        width=(1.2, rng.uniform(2, 5)),
-        bright=0.85,
-        wobble=rng.uniform(0, 2.5),
-    )
+    count, angle = rng.integers(2, 8), rng.choice([0, np.pi / 2]) + rng.normal(0, 0.12)
+    length, width = (60, rng.uniform(120, 360)), (1.2, rng.uniform(2, 5))
+    return _strokes(rng, count, angle, length, width, bright=0.85, wobble=rng.uniform(0, 2.5))
 
 
 _DEFECTS = {
