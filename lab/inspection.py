@@ -29,10 +29,9 @@ def _evenly(count, most):
 def _attention(model, images, keep):
     """keep(weights) of each block, where weights are (b, heads, n + 1, n + 1) for images (b, c, h, w)."""
     kept = []
+    blocks = [module for module in model.modules() if isinstance(module, Attention)]
     hooks = [
-        module.attend.register_forward_hook(lambda _module, _input, weights: kept.append(keep(weights)))
-        for module in model.modules()
-        if isinstance(module, Attention)
+        b.attend.register_forward_hook(lambda _, __, weights: kept.append(keep(weights))) for b in blocks
     ]
     training = model.training
     model.eval()
@@ -183,8 +182,8 @@ def _save_pictures(images, kinds, recipe, run):
     side = scores.picture_side(sum(map(len, kinds.values())))
     for kind, entries in kinds.items():
         (run / kind).mkdir(exist_ok=True)
-        part = images.train if kind == "train_samples" else images.test
-        folder = run / "dataset_split" / ("train" if kind == "train_samples" else "test")
+        name = "train" if kind == "train_samples" else "test"
+        part, folder = getattr(images, name), run / "dataset_split" / name
         for number, entry in enumerate(entries, 1):
             entry.picture = f"{kind}/{number:03}.jpg"
             try:

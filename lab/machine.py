@@ -86,7 +86,7 @@ def keep_freed_memory():
 
 
 def memory_size(unknown=8 << 30):
-    """Bytes of main memory on this machine, or in the container where that is less."""
+    """Bytes of main memory on this machine, or of the container where less; `unknown` where neither tells."""
     sizes = []
     with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -45,6 +45,7 @@ NEAR = 2e-4
 
 
 def _said(error):
+    """A library's error on one line, not too long."""
     return " ".join(str(error).split())[:200]
 
 
@@ -353,11 +354,9 @@ def _check_training(record, measured, log, verdict):
     logged = [(float(loss), int(correct) / max(int(total), 1)) for loss, correct, total in scored]
     shown = [(row.test_loss, row.test_accuracy) for row in history] + [(results.loss, results.accuracy)]
     same = len(scored) == len(history) == record.recipe.values.epochs
-    for logs, row in zip([*logged, logged[-1] if logged else ()], shown):
-        same = same and abs(logs[0] - row[0]) <= NEAR and abs(logs[1] - row[1]) < 1e-9
-    if not same:
-        faults = "log and curve of the training in the PDF do not end with the report's figures"
-        verdict.reasons.append(faults)
+    if not (same and np.allclose([*logged, *logged[-1:]], shown, rtol=0, atol=(NEAR, 1e-9))):
+        said = "log and curve of the training in the PDF do not end with the report's figures"
+        verdict.reasons.append(said)
 
 
 def _short(value):
