@@ -29,10 +29,9 @@ def _evenly(count, most):
 def _attention(model, images, keep):
     """keep(weights) of each block, where weights are (b, heads, n + 1, n + 1) for images (b, c, h, w)."""
     kept = []
+    blocks = [module for module in model.modules() if isinstance(module, Attention)]
     hooks = [
-        module.attend.register_forward_hook(lambda _module, _input, weights: kept.append(keep(weights)))
-        for module in model.modules()
-        if isinstance(module, Attention)
+        b.attend.register_forward_hook(lambda _, __, weights: kept.append(keep(weights))) for b in blocks
     ]
     training = model.training
     model.eval()
@@ -137,8 +136,7 @@ def patch_filters(model, patch_size, channels):
     shares = strength**2 / max((strength**2).sum(), 1e-30)  # weights may be zero
     components = components[:count]
     largest = np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1)
-    components = components * np.sign(largest)
-    return components.reshape(count, patch_size, patch_size, channels), shares[:count]
+    return (components * np.sign(largest)).reshape(count, patch_size, patch_size, channels), shares[:count]
 
 
 def _small(image):
@@ -179,25 +177,13 @@ def inspect(model, pixels, inputs, measured, recipe):
     }
 
 
-def describe_distance(images, distance, even):
-    """The record's Attention: distances (depth, heads) in pixels, by block over its heads, of so many images.
-
-    `even` is the distance of attention that is the same everywhere.
-    """
-    blocks = [
-        rec.BlockDistance(*(round(float(value), 3) for value in (row.mean(), row.min(), row.max())))
-        for row in distance
-    ]
-    return rec.Attention(images, round(float(even), 3), blocks)
-
-
 def _save_pictures(images, kinds, recipe, run):
     """Save the pictures of {kind: samples or predictions} to the run folder, and note their names in them."""
     side = scores.picture_side(sum(map(len, kinds.values())))
     for kind, entries in kinds.items():
         (run / kind).mkdir(exist_ok=True)
-        part = images.train if kind == "train_samples" else images.test
-        folder = run / "dataset_split" / ("train" if kind == "train_samples" else "test")
+        name = "train" if kind == "train_samples" else "test"
+        part, folder = getattr(images, name), run / "dataset_split" / name
         for number, entry in enumerate(entries, 1):
             entry.picture = f"{kind}/{number:03}.jpg"
             try:
@@ -229,5 +215,7 @@ def look_into(model, images, predictions, recipe, run):
     pixels, inputs = as_input([test.files.index(entry.file) for entry in rollouts])
     arrays = inspect(model, pixels, inputs, as_input(measured)[1], recipe)
     np.savez(run / "inspection.npz", **arrays)
-    attention = describe_distance(len(measured), arrays["distance"], arrays["even_distance"])
+    blocks = [(row.mean(), row.min(), row.max()) for row in arrays["distance"]]  # over a block's heads
+    blocks = [rec.BlockDistance(*(round(float(value), 3) for value in block)) for block in blocks]
+    attention = rec.Attention(len(measured), round(float(arrays["even_distance"]), 3), blocks)
     return rec.Shown(**kinds, rollouts=rollouts, attention=attention, arrays="inspection.npz")

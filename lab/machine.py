@@ -37,18 +37,15 @@ def has_bf16(device):
 
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.10 and later
-        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return False
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.10 and later
+    known = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return device.type == "cpu" and known
 
 
 def choose_precision(name, device):
     """ "fp32", "bf16" or "fp16" for auto or such a name. InputError where the device lacks it."""
     if name == "auto":
-        if has_bf16(device):
-            return "bf16"
-        return "fp16" if device.type == "cuda" else "fp32"
+        return "bf16" if has_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
     if name == "fp16" and device.type != "cuda":
         raise InputError("--precision fp16 needs an NVIDIA GPU; use --precision auto, bf16 or fp32")
     return name
@@ -88,15 +85,14 @@ def keep_freed_memory():
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def memory_size():
-    """Bytes of main memory on this machine, or in the container where that is less."""
-    try:
-        sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        sizes = [8 << 30]
+def memory_size(unknown=8 << 30):
+    """Bytes of main memory on this machine, or of the container where less; `unknown` where neither tells."""
+    sizes = []
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with contextlib.suppress(OSError, ValueError):  # ValueError: it says "max"
         sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(sizes)
+    return min(sizes, default=unknown)
 
 
 def pixel_store(folder):
@@ -123,12 +119,6 @@ def pixel_store(folder):
     return make
 
 
-def _meminfo(name):
-    """A number of Linux's /proc/meminfo, in bytes. OSError or KeyError elsewhere."""
-    kilobytes = dict(line.split()[:2] for line in Path("/proc/meminfo").read_text().splitlines())
-    return 1024 * int(kilobytes[f"{name}:"])
-
-
 def available_memory(device):
     """Bytes of memory that a training on this torch.device could still take; None where nothing tells.
 
@@ -138,16 +128,13 @@ def available_memory(device):
 
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    sizes, swap = [], 0
-    with contextlib.suppress(OSError, KeyError):
-        swap = _meminfo("SwapFree")
-        sizes.append(_meminfo("MemAvailable") + swap)
-    with contextlib.suppress(OSError, ValueError):  # ValueError: it says "max"
-        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()) + swap)
-    if not sizes:
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
-            sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(sizes, default=None)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = {name: int(number) for name, number, *_ in map(str.split, lines)}
+        free, swap = (1024 * kilobytes[name] for name in ("MemAvailable:", "SwapFree:"))
+    except (OSError, KeyError):  # not Linux
+        return memory_size(None)
+    return min(free, memory_size()) + swap
 
 
 def least_memory(recipe, classes, precision):
@@ -225,15 +212,14 @@ def keep_caches_writable():
         os.environ.setdefault("HOME", home)  # fontconfig looks nowhere else
     else:  # it is still "~": there is none
         home = os.devnull
-    linux = sys.platform.startswith("linux")
-    cache = get("XDG_CACHE_HOME") or (os.path.join(home, ".cache") if linux else home)
-    config = get("XDG_CONFIG_HOME") or (os.path.join(home, ".config") if linux else home)
+    inside = ("/.cache", "/.config") if sys.platform.startswith("linux") else ("", "")
+    cache = get("XDG_CACHE_HOME") or home + inside[0]
+    config = get("XDG_CONFIG_HOME") or home + inside[1]
     plots = [get("MPLCONFIGDIR")] if get("MPLCONFIGDIR") else [cache, config]
+    used = {"XDG_CACHE_HOME": [cache], "MPLCONFIGDIR": plots}
     try:
         tempfile.gettempdir()
-        lacking = [] if _can_write(cache) else ["XDG_CACHE_HOME"]
-        lacking += [] if all(map(_can_write, plots)) else ["MPLCONFIGDIR"]
-        if lacking:
+        if lacking := [name for name, folders in used.items() if not all(map(_can_write, folders))]:
             folder = tempfile.mkdtemp(prefix="run-caches-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             os.environ.update(dict.fromkeys(lacking, folder))

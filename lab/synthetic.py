@@ -17,12 +17,10 @@ import math
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from numpy.random import Generator, SeedSequence
 from PIL import Image, ImageDraw
 
 from lab.files import writing_whole
@@ -32,7 +30,7 @@ DEFAULT_PER_CLASS = 100
 MARK = b"demonstration images drawn by a program"  # the zip's comment: knows it again anywhere
 
 
-def _noise(rng: Generator, sigma_x: float, sigma_y: float | None = None) -> np.ndarray:
+def _noise(rng, sigma_x, sigma_y=None):
     """White noise under a Gaussian blur of these standard deviations; mean 0, variance 1.
 
     It is drawn as Fourier coefficients, and only as many as the blur lets through: for big lumps
@@ -51,20 +49,12 @@ def _noise(rng: Generator, sigma_x: float, sigma_y: float | None = None) -> np.n
     return (field / field.std()).astype(np.float32)
 
 
-def _step(field: np.ndarray, at: float, softness: float) -> np.ndarray:
+def _step(field, at, softness):
     """0 where the field is below `at`, 1 above, with an edge as soft as `softness`."""
     return 0.5 + 0.5 * np.tanh((field - at) / (2 * softness))
 
 
-def _strokes(
-    rng: Generator,
-    count: int,
-    angle: float,
-    length: tuple[float, float],
-    width: tuple[float, float],
-    bright: float,
-    wobble: float,
-) -> np.ndarray:
+def _strokes(rng, count, angle, length, width, bright, wobble):
     """Strokes with pointed ends, near each other in bundles, `angle` from the vertical.
 
     `length` and `width` are ranges, `bright` is the share of bright strokes, and `wobble` is how
@@ -80,22 +70,19 @@ def _strokes(
             bundle = rng.uniform(0.05, 0.95, 2) * SIZE
         half_length = rng.uniform(*length) / 2
         half_width = rng.uniform(*width) / 2 * (1 - t**4) * rng.uniform(0.6, 1.2, t.size)
-        middle = np.sin(rng.uniform(1, 4) * t + rng.uniform(0, 6))
-        middle = wobble * (middle + rng.normal(0, 0.15, t.size))
+        middle = np.sin(rng.uniform(1, 4) * t + rng.uniform(0, 6)) + rng.normal(0, 0.15, t.size)
+        middle = wobble * middle
         along = np.concatenate([t, t[::-1]]) * half_length + rng.normal(0, 30)
-        across = np.concatenate([middle - half_width, (middle + half_width)[::-1]])
-        across += rng.normal(0, 6)
+        across = np.concatenate([middle - half_width, (middle + half_width)[::-1]]) + rng.normal(0, 6)
         lean = angle + rng.normal(0, 0.03)
         x = bundle[0] + across * np.cos(lean) + along * np.sin(lean)
         y = bundle[1] - across * np.sin(lean) + along * np.cos(lean)
-        sign = 1 if rng.random() < bright else -1
-        ink = sign * rng.uniform(0.5, 1.2)
+        ink = (1 if rng.random() < bright else -1) * rng.uniform(0.5, 1.2)
         pen.polygon((2 * np.stack([x, y], 1)).ravel().tolist(), fill=ink)
-    drawing = np.asarray(canvas.reduce(2))
-    return drawing * (1 + 0.3 * _noise(rng, 4))
+    return np.asarray(canvas.reduce(2)) * (1 + 0.3 * _noise(rng, 4))
 
 
-def _crazing(rng: Generator) -> np.ndarray:
+def _crazing(rng):
     """A network of fine dark cracks: the zero lines of a rough random field, broken in places."""
     size, stretch = rng.uniform(3, 6), rng.uniform(1.1, 2)
     field = _noise(rng, size * stretch, size) + 0.35 * _noise(rng, size * stretch / 3, size / 3)
@@ -107,34 +94,28 @@ def _crazing(rng: Generator) -> np.ndarray:
     return -1.2 * cracks * _step(whole, rng.uniform(-1.2, 0.2), 0.25)
 
 
-def _inclusion(rng: Generator) -> np.ndarray:
+def _inclusion(rng):
     """Some short spindles along the rolling direction, mostly dark."""
-    return _strokes(
-        rng,
-        count=rng.integers(5, 18),
-        angle=rng.normal(0, 0.05),
-        length=(14, rng.uniform(25, 80)),
-        width=(2.5, rng.uniform(4, 11)),
-        bright=0.1,
-        wobble=1.0,
-    )
+    count, angle = rng.integers(5, 18), rng.normal(0, 0.05)
+    length, width = (14, rng.uniform(25, 80)), (2.5, rng.uniform(4, 11))
+    return _strokes(rng, count, angle, length, width, bright=0.1, wobble=1.0)
 
 
-def _patches(rng: Generator) -> np.ndarray:
+def _patches(rng):
     """Big irregular blotches."""
     field = _noise(rng, rng.uniform(13, 24), rng.uniform(13, 24)) + 0.2 * _noise(rng, 3)
     shade = rng.choice([-1, -1, -1, 0.8])
     return shade * _step(field, at=rng.uniform(0.4, 1.3), softness=rng.uniform(0.06, 0.25))
 
 
-def _pitted_surface(rng: Generator) -> np.ndarray:
+def _pitted_surface(rng):
     """Many small dark pits, denser in some places than in others."""
     size = rng.uniform(0.9, 1.5)
     field = _noise(rng, size, size * rng.uniform(1, 1.5)) + rng.uniform(0.2, 0.7) * _noise(rng, 24)
     return -_step(field, rng.uniform(1.1, 1.9), 0.12)
 
 
-def _rolled_in_scale(rng: Generator) -> np.ndarray:
+def _rolled_in_scale(rng):
     """Flaky dark lumps in swarms, longer across the strip than along it, on mottled ground."""
     size = rng.uniform(1.5, 2.6)
     lumps = _noise(rng, size * rng.uniform(1.3, 2.3), size) + 0.2 * _noise(rng, 0.8)
@@ -142,20 +123,14 @@ def _rolled_in_scale(rng: Generator) -> np.ndarray:
     return -_step(lumps, rng.uniform(1.2, 2.1), 0.2) + 0.12 * _noise(rng, 8, 4)
 
 
-def _scratches(rng: Generator) -> np.ndarray:
+def _scratches(rng):
     """A few long thin lines in nearly one direction, mostly bright."""
-    return _strokes(
-        rng,
-        count=rng.integers(2, 8),
-        angle=rng.choice([0, np.pi / 2]) + rng.normal(0, 0.12),
-        length=(60, rng.uniform(120, 360)),
-        width=(1.2, rng.uniform(2, 5)),
-        bright=0.85,
-        wobble=rng.uniform(0, 2.5),
-    )
+    count, angle = rng.integers(2, 8), rng.choice([0, np.pi / 2]) + rng.normal(0, 0.12)
+    length, width = (60, rng.uniform(120, 360)), (1.2, rng.uniform(2, 5))
+    return _strokes(rng, count, angle, length, width, bright=0.85, wobble=rng.uniform(0, 2.5))
 
 
-_DEFECTS: dict[str, Callable[[Generator], np.ndarray]] = {
+_DEFECTS = {
     "crazing": _crazing,
     "inclusion": _inclusion,
     "patches": _patches,
@@ -163,10 +138,10 @@ _DEFECTS: dict[str, Callable[[Generator], np.ndarray]] = {
     "rolled-in_scale": _rolled_in_scale,
     "scratches": _scratches,
 }
-CLASSES: tuple[str, ...] = tuple(_DEFECTS)
+CLASSES = tuple(_DEFECTS)
 
 
-def _steel(rng: Generator) -> np.ndarray:
+def _steel(rng):
     """Rolled steel without a defect: grain, streaks of the rolls, clouds, uneven light, stains.
 
     The same for all classes, so that none is known by its ground.
@@ -182,7 +157,7 @@ def _steel(rng: Generator) -> np.ndarray:
     return steel
 
 
-def draw(class_name: str, rng: Generator) -> np.ndarray:
+def draw(class_name, rng):
     """One image of a class, uint8 (200, 200). ValueError if there is no such class.
 
     Brightness, contrast, light and grain vary alike in all classes, and so does the strength of the
@@ -192,21 +167,19 @@ def draw(class_name: str, rng: Generator) -> np.ndarray:
         raise ValueError(f"no class is called {class_name!r}; there are {', '.join(CLASSES)}")
     strength = math.exp(rng.uniform(math.log(1.0), math.log(4.0)))
     image = _steel(rng) + strength * _DEFECTS[class_name](rng)
-    image = (image - image.mean()) / image.std()
-    image = rng.uniform(70, 190) + rng.uniform(14, 42) * image
+    image = rng.uniform(70, 190) + rng.uniform(14, 42) * ((image - image.mean()) / image.std())
     return image.round().clip(0, 255).astype(np.uint8)
 
 
-def _png(class_name: str, n: int, seed: int) -> bytes:
+def _png(class_name, n, seed):
     """Image n of a class as a PNG file."""
-    child = SeedSequence(seed, spawn_key=(CLASSES.index(class_name), n))
-    image = Image.fromarray(draw(class_name, np.random.default_rng(child)))
+    child = np.random.SeedSequence(seed, spawn_key=(CLASSES.index(class_name), n))
     file = io.BytesIO()
-    image.save(file, "png", compress_level=1)
+    Image.fromarray(draw(class_name, np.random.default_rng(child))).save(file, "png", compress_level=1)
     return file.getvalue()
 
 
-def write_dataset(zip_path: str | Path, per_class: int | None = None, seed: int = 0) -> None:
+def write_dataset(zip_path, per_class=None, seed=0):
     """Write <class>/<class>_<n>.png, n = 1 to `per_class`, to a zip: whole or not at all.
 
     Without `per_class` it is DEFAULT_PER_CLASS. Image n of a class depends on `seed` alone, not on
@@ -218,7 +191,6 @@ def write_dataset(zip_path: str | Path, per_class: int | None = None, seed: int 
         raise ValueError(f"at least 1 image for each class is needed, not {per_class}")
     if seed < 0:
         raise ValueError(f"the seed must be 0 or more, not {seed}")
-    zip_path = Path(zip_path)
     names = [(name, n) for name in CLASSES for n in range(1, per_class + 1)]
     with (
         writing_whole(zip_path) as file,
@@ -234,33 +206,22 @@ def write_dataset(zip_path: str | Path, per_class: int | None = None, seed: int 
             archive.writestr(zipfile.ZipInfo(f"{name}/{name}_{n}.png"), png)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv=None):
     """The command line: 0 if the zip was written, 2 with one line on stderr if it cannot be."""
     parser = argparse.ArgumentParser(
-        description="Draw the demonstration data set: a zip with a folder of grey images for each "
-        "class. The same seed gives the same file.",
+        description="Draw the demonstration data set: a zip with a folder of grey images for each class.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("zip", type=Path, help="the file to write; an older one is replaced")
-    parser.add_argument(
-        "--per-class",
-        type=int,
-        default=DEFAULT_PER_CLASS,
-        metavar="N",
-        help="images of each class, 1 or more",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of all random numbers, 0 or more"
-    )
+    number = {"type": int, "metavar": "N"}
+    parser.add_argument("--per-class", **number, default=DEFAULT_PER_CLASS, help="images of each class")
+    parser.add_argument("--seed", **number, default=0, help="the same seed gives the same file")
     args = parser.parse_args(argv)
     try:
         write_dataset(args.zip, args.per_class, args.seed)
-    except ValueError as error:
-        print(f"lab.synthetic: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        reason = error.strerror or error
-        print(f"lab.synthetic: cannot write {args.zip}: {reason}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        place = f"cannot write {args.zip}: " if isinstance(error, OSError) else ""
+        print(f"lab.synthetic: {place}{getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 2
     return 0
 

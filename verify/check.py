@@ -24,13 +24,13 @@ import train
 from lab import inspection, intake
 from lab.bundle import bundle_names
 from lab.errors import InputError, told
-from lab.files import place, sha256
+from lab.files import place, sha256, write_whole
 from lab.recipe import load_recipe
 from lab.record import SCHEMA, DataFacts, Record, Results, Shown
 from lab.scores import score
 from lab.stages import describe_model
 from report.answers import ANSWERS, FILLED, QUESTIONS, answer_texts, own_answers
-from report.submission import assemble_submission
+from report.submission import assemble_submission, submission_of
 from verify.code import read_bounded, read_code
 from verify.pages import PDF_BYTES, carried_files, compare_pages, open_pdf
 
@@ -42,6 +42,11 @@ WEIGHTS_BYTES = 2**31
 # Figures that another machine's rounding moves, and how far; all others follow from whole numbers.
 ROUNDED = {"loss", "ece", "confidence", "confidences", "mean", "least", "most", "even"}
 NEAR = 2e-4
+
+
+def _said(error):
+    """A library's error on one line, not too long."""
+    return " ".join(str(error).split())[:200]
 
 
 class Work(NamedTuple):
@@ -85,8 +90,7 @@ def check(bundle, work):
     except InputError as error:
         verdict.reasons.append(str(error))
     except Exception as error:  # a stranger's file can raise nearly anything
-        said = " ".join(str(error).split())[:200]
-        verdict.reasons.append(f"cannot be checked ({type(error).__name__}: {said})")
+        verdict.reasons.append(f"cannot be checked ({type(error).__name__}: {_said(error)})")
     else:
         if not verdict.reasons:
             verdict.word = EDITED if verdict.diff else HOLDS
@@ -138,10 +142,8 @@ def _check_code(bundle, verdict):
     template = load_recipe("assignment").as_dict()
     changed = {n: v for n, v in code.submission.recipe.as_dict().items() if v != template[n]}
     verdict.settings = " ".join(f"{name}={value}" for name, value in changed.items())
-    if "split_seed" in changed:
-        verdict.remarks.append(
-            f"split seed {changed['split_seed']}, where the assignment has {template['split_seed']}"
-        )
+    if (seed := changed.get("split_seed")) is not None:
+        verdict.remarks.append(f"split seed {seed}, where the assignment has {template['split_seed']}")
     return code
 
 
@@ -169,6 +171,12 @@ def read_carried(pdf, run):
     return record, log
 
 
+def _settings(submission):
+    """All that a Submission states but its id, by name."""
+    values = submission._asdict()
+    return values.pop("recipe").as_dict() | {name: values[name] for name in values if name != "id"}
+
+
 def _check_stated(record, code, bundle, verdict):
     """Reasons against what the record in the PDF says of its student, its settings and its files."""
     submission, faults = code.submission, verdict.reasons
@@ -176,15 +184,12 @@ def _check_stated(record, code, bundle, verdict):
         faults.append(f"the code is that of student {submission.id}")
     if record.student.id != bundle.student_id:
         faults.append(f"the PDF is that of student {record.student.id}")
-    stated = record.recipe.values.as_dict() | {"precision": record.machine.precision}
-    written = submission.recipe.as_dict() | {"precision": submission.precision}
-    stated |= {"pixel_range": record.data.pixel_range, "from_split": record.data.from_split}
-    written |= {"pixel_range": submission.pixel_range, "from_split": submission.from_split}
+    stated, written = _settings(submission_of(record)), _settings(submission)
     if other := [name for name in stated if stated[name] != written[name]]:
         faults.append(f"settings in the code are not the report's: {', '.join(other)}")
     _, name, weights = bundle_names(bundle.student_id)
-    ours = hashlib.sha256(assemble_submission(submission).encode()).hexdigest()
-    allowed = {ours} | ({sha256(bundle.paths["py"])} if bundle.paths.get("py") else set())
+    allowed = [hashlib.sha256(assemble_submission(submission).encode()).hexdigest()]
+    allowed += [sha256(bundle.paths["py"])] if bundle.paths.get("py") else []
     if record.files.get(name) not in allowed and not faults:
         faults.append("the .py is not the file whose hash the PDF states")
     if record.files.get(weights) != sha256(bundle.paths["pth"]):
@@ -234,15 +239,10 @@ def read_images(bundle, work, record, run, verdict):
                 images = intake.read_images(source, recipe, home / "dataset_split", choices=choices)
             np.save(home / "pixels.npy", images.test.pixels.numpy())
             images.train.pixels = images.test.pixels = None
-            (home / "images.new").write_bytes(pickle.dumps(images))
-            (home / "images.new").rename(home / "images.pickle")
+            write_whole(home / "images.pickle", pickle.dumps(images))
     images = pickle.loads((home / "images.pickle").read_bytes())  # written here
     images.train.pixels = images.test.pixels = torch.from_numpy(np.load(home / "pixels.npy", mmap_mode="r+"))
-    for path in (home / "dataset_split").rglob("*"):
-        target = run / path.relative_to(home)
-        if path.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            place(path, target)
+    shutil.copytree(home / "dataset_split", run / "dataset_split", copy_function=place)
     return images, own
 
 
@@ -250,11 +250,9 @@ def read_split(folder, record, target):
     """The Images of a run's own split that no rule gives again: as it lies there, with the record's facts."""
     decode = intake.Decoder(lambda: None, record.data.pixel_range)
     with told():
-        train_split, test = data.load_split(
-            folder, record.recipe.values, partial(data.read_pixels, decode=decode)
-        )
+        both = data.load_split(folder, record.recipe.values, partial(data.read_pixels, decode=decode))
     shutil.copytree(folder, target, copy_function=place)
-    return intake.Images(train_split, test, record.data)
+    return intake.Images(*both, record.data)
 
 
 def load_weights(path):
@@ -270,8 +268,7 @@ def load_weights(path):
         for name, tensor in weights.items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
     except Exception as error:  # pickles of strangers
-        said = " ".join(str(error).split())[:160]
-        raise InputError(f"the .pth is not plain weights of torch.save ({said})") from None
+        raise InputError(f"the .pth is not plain weights of torch.save ({_said(error)})") from None
     return weights, digest.hexdigest()
 
 
@@ -285,8 +282,7 @@ def fit_model(weights, recipe, num_classes):
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        said = " ".join(str(error).split())[:160]
-        raise InputError(f"the .pth does not fit the settings in the code ({said})") from None
+        raise InputError(f"the .pth does not fit the settings in the code ({_said(error)})") from None
     return model
 
 
@@ -309,20 +305,19 @@ def measure(model, images, recipe, record, run):
 
 def agree(stated, measured, path=""):
     """(value, [(path, stated, measured)] that differ): what was stated, where rounding explains it."""
-    if isinstance(measured, dict) and isinstance(stated, dict) and stated.keys() == measured.keys():
-        pairs = {key: agree(stated[key], value, f"{path}.{key}") for key, value in measured.items()}
-        return {key: part[0] for key, part in pairs.items()}, [d for part in pairs.values() for d in part[1]]
-    if (
-        isinstance(measured, list | tuple)
-        and isinstance(stated, list | tuple)
-        and len(stated) == len(measured)
-    ):
-        pairs = [agree(*both, path) for both in zip(stated, measured)]
-        return [part[0] for part in pairs], [d for part in pairs for d in part[1]]
-    if isinstance(measured, float) and isinstance(stated, float):
-        near = NEAR * (1 + abs(measured)) if path.rpartition(".")[2] in ROUNDED else 1e-9
-        return (stated, []) if abs(stated - measured) <= near else (measured, [(path, stated, measured)])
-    return measured, [] if stated == measured else [(path, stated, measured)]
+    match measured, stated:
+        case dict(), dict() if stated.keys() == measured.keys():
+            pairs = {key: agree(stated[key], value, f"{path}.{key}") for key, value in measured.items()}
+            value, parts = {key: pair[0] for key, pair in pairs.items()}, pairs.values()
+        case [*_], [*_] if len(stated) == len(measured):
+            parts = [agree(*both, path) for both in zip(stated, measured)]
+            value = [part[0] for part in parts]
+        case _:
+            floats = isinstance(measured, float) and isinstance(stated, float)
+            near = NEAR * (1 + abs(measured)) if floats and path.rpartition(".")[2] in ROUNDED else 1e-9
+            same = abs(stated - measured) <= near if floats else stated == measured
+            return (stated, []) if same else (measured, [(path, stated, measured)])
+    return value, [different for part in parts for different in part[1]]
 
 
 FROM_USER = ("source", "name", "choices")  # facts of the data that the images do not tell
@@ -359,12 +354,9 @@ def _check_training(record, measured, log, verdict):
     logged = [(float(loss), int(correct) / max(int(total), 1)) for loss, correct, total in scored]
     shown = [(row.test_loss, row.test_accuracy) for row in history] + [(results.loss, results.accuracy)]
     same = len(scored) == len(history) == record.recipe.values.epochs
-    for logs, row in zip([*logged, logged[-1] if logged else ()], shown):
-        same = same and abs(logs[0] - row[0]) <= NEAR and abs(logs[1] - row[1]) < 1e-9
-    if not same:
-        verdict.reasons.append(
-            "log and curve of the training in the PDF do not end with the report's figures"
-        )
+    if not (same and np.allclose([*logged, *logged[-1:]], shown, rtol=0, atol=(NEAR, 1e-9))):
+        said = "log and curve of the training in the PDF do not end with the report's figures"
+        verdict.reasons.append(said)
 
 
 def _short(value):
@@ -378,12 +370,9 @@ def draw(record, run):
     return render_report(record, run, run / "answers")[0]
 
 
-# The process of its own
-
-
-def limit_resources():
-    """Bound this process's memory, where the system can; nothing that a library prints is shown."""
-    quiet = os.open(os.devnull, os.O_WRONLY)
+def check_apart(pipe, bundle, work):
+    """In a process of its own, whose memory is bounded where the system can: send the Verdict."""
+    quiet = os.open(os.devnull, os.O_WRONLY)  # nothing that a library prints is shown
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     with contextlib.suppress(ImportError, ValueError, OSError):  # Windows; already lower
@@ -391,10 +380,5 @@ def limit_resources():
 
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def check_apart(pipe, bundle, work):
-    """In the other process: send the Verdict."""
-    limit_resources()
     torch.set_num_threads(work.threads or torch.get_num_threads())
     pipe.send(check(bundle, work))

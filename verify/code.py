@@ -97,9 +97,8 @@ def read_submission(text):
         recipe = Recipe(**known["SETTINGS"])
     except (TypeError, ValueError) as error:
         raise InputError(f"SETTINGS in the code cannot be read: {error}") from None
-    alone = any(
-        getattr(node, "name", "") == "load_data" for node in tree.body
-    )  # else it reads the run's split
+    # Without load_data it reads the run's split.
+    alone = any(getattr(node, "name", "") == "load_data" for node in tree.body)
     return Submission(student[1], recipe, precision, known.get("PIXEL_RANGE"), not alone), tree
 
 
@@ -134,12 +133,10 @@ def read_code(path):
     if notebook:
         written = "\n".join(assemble_code_cells(submission))
     theirs, ours = text.rstrip("\n").splitlines(), written.rstrip("\n").splitlines()
-    same = theirs == ours
-    diff = [] if same else list(difflib.unified_diff(ours, theirs, "written", "handed in", lineterm=""))
     names = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)}
-    changed = []
-    if not same:
-        parts, expected = _model(tree), _model(ast.parse(written))
-        changed = [name for name in MODEL if parts[name] != expected[name]]
-    digest = None if same else text.replace(submission.id, "")
-    return Code(submission, digest, diff, changed, names)
+    if theirs == ours:
+        return Code(submission, None, [], [], names)
+    diff = list(difflib.unified_diff(ours, theirs, "written", "handed in", lineterm=""))
+    parts, expected = _model(tree), _model(ast.parse(written))
+    changed = [name for name in MODEL if parts[name] != expected[name]]
+    return Code(submission, text.replace(submission.id, ""), diff, changed, names)

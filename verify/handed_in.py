@@ -47,11 +47,6 @@ class Entry(NamedTuple):
     path: Path | None
 
 
-class HandedIn(NamedTuple):
-    bundles: list
-    lines: list
-
-
 def printable(text, most=200):
     """Text of strangers as it may be shown: one line, no control characters, not too long."""
     shown = "".join(c if c.isprintable() else "?" for c in str(text))
@@ -122,22 +117,18 @@ class Tree:
 
     def _entry(self, archive, entry, shown, folder, depth):
         *parents, name = entry.filename.replace("\\", "/").split("/")
-        place = f"{shown}:{'/'.join(parents)}" if parents else shown
+        place, size = f"{shown}:{'/'.join(parents)}" if parents else shown, entry.file_size
         if not name:  # a folder
             return
         if name.startswith(".") or "__MACOSX" in parents:
-            self.say(f"{place}/{name}", "hidden, passed over", fails=False)
-            return
+            return self.say(f"{place}/{name}", "hidden, passed over", fails=False)
         if stat.S_ISLNK(entry.external_attr >> 16):
-            self.say(f"{place}/{name}", "a link, which is not followed")
-            return
+            return self.say(f"{place}/{name}", "a link, which is not followed")
         match, target = EXACT.fullmatch(name) or FLAT.fullmatch(name), None
         if match or name.lower().endswith(".zip"):
-            self.unpacked += entry.file_size
-            if entry.file_size > MAX_FILE or self.unpacked > MAX_UNPACKED:
-                self.unpacked -= entry.file_size
-                self.say(f"{place}/{name}", f"too large to unpack ({entry.file_size / 1e9:.1f} GB)")
-                return
+            if size > min(MAX_FILE, MAX_UNPACKED - self.unpacked):
+                return self.say(f"{place}/{name}", f"too large to unpack ({size / 1e9:.1f} GB)")
+            self.unpacked += size
             folder.mkdir(parents=True)
             target = folder / (f"file.{match['kind']}" if match else "file.zip")
             with archive.open(entry) as source, open(target, "wb") as file:
@@ -149,15 +140,15 @@ def _group(tree):
     """({(place, id): {kind: Entry}}, entries that belong to none) of a Tree."""
     exact, flat, left = {}, {}, []
     for entry in tree.entries:
-        whole, platform = EXACT.fullmatch(entry.name), FLAT.fullmatch(entry.name)
-        if match := whole or platform:
-            key = (entry.place, match["id"]) if whole else (entry.place, platform["id"], platform["who"])
-            kinds = (exact if whole else flat).setdefault(key, {})
-            if match["kind"] in kinds:
-                tree.say(f"{entry.place}/{entry.name}", "a second file of this kind: not read")
-            kinds.setdefault(match["kind"], entry)
+        if match := EXACT.fullmatch(entry.name):
+            kinds = exact.setdefault((entry.place, match["id"]), {})
+        elif match := FLAT.fullmatch(entry.name):
+            kinds = flat.setdefault((entry.place, match["id"], match["who"]), {})
         else:
             left.append(entry)
+            continue
+        if kinds.setdefault(match["kind"], entry) is not entry:
+            tree.say(f"{entry.place}/{entry.name}", "a second file of this kind: not read")
     # A name alone under its whole id may be one with a platform's words before it.
     for key, kinds in list(exact.items()):
         (kind, entry), *more = kinds.items()
@@ -184,23 +175,21 @@ def _lines_of(left, found):
     folders = {}
     with_bundle = {place for place, _ in found}
     for entry in left:
+        path = f"{entry.place}/{entry.name}"
         if NEAR.search(entry.name):
-            wanted = "nearly the name of a bundle's file: <id>_Lab8_Homework.pdf, .py, .pth"
-            yield Line(f"{entry.place}/{entry.name}", wanted)
+            yield Line(path, "nearly the name of a bundle's file: <id>_Lab8_Homework.pdf, .py, .pth")
         elif entry.name.lower().endswith(ARCHIVES):
-            yield Line(f"{entry.place}/{entry.name}", "an archive that is not opened here: unpack it")
+            yield Line(path, "an archive that is not opened here: unpack it")
         else:
             folders.setdefault(entry.place, []).append(entry.name)
     for place, names in folders.items():
         shown = ", ".join(printable(name, 60) for name in names[:20]) + ", ..." * (len(names) > 20)
-        if place in with_bundle:
-            yield Line(place, f"beside the bundle: {shown}", fails=False)
-        else:
-            yield Line(place, f"no bundle in it: {shown}")
+        beside = place in with_bundle
+        yield Line(place, f"{'beside the bundle' if beside else 'no bundle in it'}: {shown}", not beside)
 
 
 def find_bundles(path, scratch):
-    """All HandedIn at `path`: a folder of one or many, or a zip of one or many, zips in folders and zips too.
+    """([Files], [Line]) of `path`: a folder or a zip of one bundle or many, with zips in it too.
 
     InputError if there is nothing at `path`, or no bundle in it.
     """
@@ -229,4 +218,4 @@ def find_bundles(path, scratch):
         if code := paths.get("py") or paths.get("ipynb"):
             student_id = _own_id(student_id, code)
         bundles.append(Files(student_id, place, paths, run if own else None))
-    return HandedIn(bundles, [*tree.lines, *_lines_of(left, found)])
+    return bundles, [*tree.lines, *_lines_of(left, found)]

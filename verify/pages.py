@@ -1,5 +1,9 @@
 """The submitted PDF: what it carries, and whether its pages look like those that are drawn here."""
 
+import numpy as np
+import pypdfium2
+import pypdfium2.raw as pdfium
+
 from lab.errors import InputError
 
 PDF_BYTES = 10**8
@@ -11,8 +15,6 @@ DIFFERENCE, DOTS = 40, 4
 
 def open_pdf(content):
     """A PDF's bytes, opened. InputError if it is none."""
-    import pypdfium2
-
     try:
         return pypdfium2.PdfDocument(content)
     except pypdfium2.PdfiumError as error:
@@ -21,8 +23,6 @@ def open_pdf(content):
 
 def carried_files(pdf):
     """{name: bytes} of the files that a PDF carries. InputError where they are too many or too large."""
-    import pypdfium2
-
     count, found = pdf.count_attachments(), {}
     if count > CARRIED_FILES:
         raise InputError(f"the PDF carries {count} files")
@@ -39,8 +39,6 @@ def carried_files(pdf):
 
 def _active(pdf):
     """What could change the page under a reader's eyes, in words; None where there is nothing."""
-    import pypdfium2.raw as pdfium
-
     if pdf.get_formtype() != pdfium.FORMTYPE_NONE:
         return "a form"
     return "JavaScript" if pdfium.FPDFDoc_GetJavaScriptActionCount(pdf.raw) else None
@@ -48,8 +46,6 @@ def _active(pdf):
 
 def _marks(page):
     """The kinds of a page's annotations, in order."""
-    import pypdfium2.raw as pdfium
-
     kinds = []
     for i in range(pdfium.FPDFPage_GetAnnotCount(page.raw)):
         annotation = pdfium.FPDFPage_GetAnnot(page.raw, i)
@@ -58,25 +54,22 @@ def _marks(page):
     return sorted(kinds)
 
 
+def _look_alike(page, own):
+    """Whether two pages have the same size, annotations, and dots but for a few."""
+    if np.abs(np.subtract(page.get_size(), own.get_size())).max() > 0.5 or _marks(page) != _marks(own):
+        return False
+    seen, drawn = (p.render(scale=SCALE, rev_byteorder=True).to_numpy() for p in (page, own))
+    if seen.shape != drawn.shape:
+        return False
+    return (np.abs(np.subtract(seen, drawn, dtype=np.int16)).max(-1) > DIFFERENCE).sum() <= DOTS
+
+
 def compare_pages(theirs, ours):
     """Where a PDF does not look like ours, a line each. Both opened."""
-    import numpy as np
-
     if len(theirs) != len(ours):
         return [f"the PDF has {len(theirs)} pages, not {len(ours)}"]
     faults = [f"the PDF has {what}"] if (what := _active(theirs)) else []
-    different = []
-    for number, (page, own) in enumerate(zip(theirs, ours), 1):
-        if np.abs(np.subtract(page.get_size(), own.get_size())).max() > 0.5 or _marks(page) != _marks(own):
-            different.append(number)
-            continue
-        seen, drawn = (p.render(scale=SCALE, rev_byteorder=True).to_numpy() for p in (page, own))
-        if seen.shape != drawn.shape:
-            different.append(number)
-        elif not np.array_equal(seen, drawn):
-            dots = np.abs(np.subtract(seen, drawn, dtype=np.int16)).max(-1) > DIFFERENCE
-            different += [number] * bool(dots.sum() > DOTS)
-    if different:
+    if different := [n for n, pages in enumerate(zip(theirs, ours), 1) if not _look_alike(*pages)]:
         which = f"page{'s' * (len(different) > 1)} {', '.join(map(str, different))}"
         faults.append(f"{which} of the PDF: not what this project draws from these weights and images")
     return faults

@@ -18,7 +18,7 @@ from verify.handed_in import Files, find_bundles, printable
 
 SECONDS = 600  # for one bundle
 ROOT = Path(__file__).parent.parent
-PRELOAD = ["verify.check", "weasyprint", "pypdfium2", "matplotlib.pyplot", "sklearn.metrics", "scipy.stats"]
+PRELOAD = ["verify.check", "weasyprint", "matplotlib.pyplot", "sklearn.metrics", "scipy.stats"]
 STYLES = {HOLDS: "green", EDITED: "yellow"}
 
 
@@ -26,17 +26,11 @@ def _processes():
     """The context that processes are started with; where the system can, they share what was imported."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    from multiprocessing import forkserver
-
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    before = os.environ.get("PYTHONPATH")
     # Else the server finds no module of ours, and each process imports them for itself.
-    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{before}" if before else str(ROOT)
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(ROOT), *filter(None, paths)]))
     return context
 
 
@@ -89,18 +83,16 @@ def compare_bundles(verdicts):
         if again := [printable(o.place) for o in others if o.student_id == v.student_id]:
             v.reasons.append(f"there is another bundle of this id: {', '.join(again)}")
             v.word = FAILED
+        others = [o for o in others if o.student_id != v.student_id]
         for what, words in (("weights", "weights"), ("code", "edited code")):
-            same = {o.student_id for o in others if getattr(v, what) and getattr(o, what) == getattr(v, what)}
-            if same := sorted(same - {v.student_id}):
+            own = getattr(v, what)
+            if own and (same := sorted({o.student_id for o in others if getattr(o, what) == own})):
                 v.remarks.append(f"the same {words} as {', '.join(same)}")
 
 
 def _show(verdict, screen):
-    said = printable(verdict.word)
-    if verdict.reasons:
-        said += f": {printable('; '.join(verdict.reasons), 2000)}"
-    else:
-        said += f": {verdict.correct} of {verdict.total} right; figures and pages are those of the PDF"
+    said = f"{verdict.correct} of {verdict.total} right; figures and pages are those of the PDF"
+    said = f"{verdict.word}: {printable('; '.join(verdict.reasons) or said, 2000)}"
     if verdict.remarks:
         said += f" [{printable('; '.join(verdict.remarks), 1000)}]"
     screen.say(f"{verdict.student_id}  {said} ({printable(verdict.place)})", STYLES.get(verdict.word, "red"))
@@ -123,13 +115,10 @@ def gradebook(verdicts):
 
 def verify_all(path, source, screen, *, limits=LIMITS, labels=None, jobs=1, diff=None, table=None):
     """Check all bundles at `path` on the images at `source`, a zip or folder, with classes from the table
-    `labels` if it is given.
+    `labels` if given. None: each on its own run's, or dataset.zip or dataset/ here if one has no run.
 
-    None: each on its own run's, or dataset.zip or dataset/ in the working folder if one has no run.
-
-    A line for each and for all else that lies there, a table where there are many, the differences of edited
-    code in the folder `diff`, and the CSV `table`. -> exit code: 0 if all hold and nothing else is there,
-    else 1. InputError as find_bundles and intake.open_source raise it.
+    Said on the screen; the differences of edited code go to the folder `diff`, the gradebook to `table`.
+    -> exit code: 0 if all hold and nothing else is there, else 1. InputError of find_bundles and open_source.
     """
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
@@ -149,18 +138,13 @@ def verify_all(path, source, screen, *, limits=LIMITS, labels=None, jobs=1, diff
         rows = [(v.student_id, f"{v.correct / v.total:.2%}" if v.total else "", v.word) for v in verdicts]
         screen.table(("student", "test accuracy", "verdict"), rows)
     if diff:
-        _write_diffs(diff, verdicts)
+        diff.mkdir(parents=True, exist_ok=True)
+        for number, v in enumerate(verdicts, 1):
+            if v.diff:
+                write_whole(diff / f"{v.student_id}-{number}.diff", "\n".join(v.diff) + "\n")
     if table:
         write_csv(table, HEADER, gradebook(verdicts))
     return int(any(v.word != HOLDS for v in verdicts) or any(line.fails for line in lines) or not verdicts)
-
-
-def _write_diffs(folder, verdicts):
-    """Write what was edited in each code to a file of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, verdict in enumerate(verdicts, 1):
-        if verdict.diff:
-            write_whole(folder / f"{verdict.student_id}-{number}.diff", "\n".join(verdict.diff) + "\n")
 
 
 def verify_own(folder, student_id, screen):
