@@ -66,6 +66,8 @@ class Layout(NamedTuple):
 
 def probe(path):
     """The Probe of a file, None if Pillow cannot open it."""
+    if not os.path.isfile(path) or not os.path.getsize(path):  # a pipe would be waited for
+        return None
     formats = ["TGA"] if str(path).lower().endswith(".tga") else FORMATS
     try:
         with Image.open(path, formats=formats) as file:
@@ -298,7 +300,7 @@ def _sort_files(folder, choices, left_out):
             left_out[f"{suffix}, which is not read here: convert them to JPEG or PNG"].append(path)
         elif is_archive_name(path) or suffix in FOREIGN:
             left_out["archives, beside images that are not packed"].append(path)
-        elif found := probe(folder / path) if os.path.isfile(folder / path) else None:
+        elif found := probe(folder / path):
             candidates[path] = found
         elif is_image_name(path):
             candidates[path] = None  # reading will tell why
