@@ -135,7 +135,7 @@ def _add_data(parser):
     group.add_argument(
         "--data",
         metavar="PATH",
-        help="zip or folder with a folder of images for each class, or 'demo' (default: dataset.zip or "
+        help="zip, tar or folder with a folder of images for each class, or 'demo' (default: dataset.zip or "
         "dataset/ here, else drawn demonstration images)",
     )
     group.add_argument(
@@ -143,7 +143,7 @@ def _add_data(parser):
         metavar="NAME=N",
         action="append",
         default=[],
-        help="what it may hold: images (default 200000), image_mb (200), total_gb (50, a zip)",
+        help="what it may hold: images (files, default 200000), image_mb (200), total_gb (50, unpacked)",
     )
     group.add_argument(
         "--check", action="store_true", help="say how the files are understood, and stop before training"
