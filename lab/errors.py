@@ -6,10 +6,10 @@ import shutil
 import tempfile
 
 
-def printable(text):
-    """A text on one line without what a terminal would obey: names are a stranger's, and one may clear the
-    screen or forge a line."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+def printable(text, mark="\N{REPLACEMENT CHARACTER}"):
+    """A text on one line, with `mark` for what a terminal would obey: names are a stranger's, and one may
+    clear the screen or forge a line."""
+    return "".join(c if c.isprintable() else mark for c in str(text))
 
 
 class InputError(ValueError):

@@ -49,9 +49,7 @@ def near_copies(pixels, rows):
     sketches = F.normalize(thumbs @ torch.randn(THUMBNAIL**2, 64, generator=torch.Generator().manual_seed(0)))
     step = max(1, 2**25 // max(1, len(rows)))  # so many rows at a time, that memory stays bounded
     for start in range(0, len(rows), step):
-        products = (
-            sketches[start : start + step] @ sketches[start:].T
-        )  # with those from here on: each pair once
+        products = sketches[start : start + step] @ sketches[start:].T  # those from here on: each pair once
         first, second = torch.where(products > 1 - 4 * (1 - ALIKE))  # with room for chance
         first, second = first[first < second] + start, second[first < second] + start
         alike = (thumbs[first] * thumbs[second]).sum(1) > ALIKE

@@ -284,7 +284,6 @@ def describe(source, recipe, train, test, unreadable, about):
     """The DataFacts of two splits; `about` is a Decoder's."""
     digest_of = dict(zip(train.files + test.files, train.digests + test.digests))
     files = sorted(digest_of, key=lambda file: file.split("/", 1))
-    copies = Counter(digest_of.values())
     lines = "\n".join(f"{file} {digest_of[file]}" for file in files)
 
     def counts(split):
@@ -294,6 +293,7 @@ def describe(source, recipe, train, test, unreadable, about):
     of_digest = defaultdict(list)
     for file in files:
         of_digest[digest_of[file]].append(file)
+    copies = [same for same in of_digest.values() if len(same) > 1]
     broken = {path for path, _ in unreadable}
     read = [what for path, what in about.items() if path not in broken]
     return DataFacts(
@@ -305,14 +305,10 @@ def describe(source, recipe, train, test, unreadable, about):
         split=SplitFacts(data.TRAIN_PERCENT, recipe.split_seed),
         sizes=Counter("{} x {}".format(*size) for size, _ in read).most_common(),
         modes=Counter(mode for _, mode in read).most_common(),
-        same_pixels=Copies(
-            sum(n > 1 for n in copies.values()), [f for f in files if copies[digest_of[f]] > 1]
-        ),
+        same_pixels=Copies(len(copies), [f for f in files if len(of_digest[digest_of[f]]) > 1]),
         unreadable=[Unreadable(p.name, reason.replace(str(p), p.name)) for p, reason in unreadable],
         fingerprint=hashlib.sha256(lines.encode()).hexdigest(),
-        contradictions=[
-            " and ".join(same) for same in of_digest.values() if len({f.split("/")[0] for f in same}) > 1
-        ],
+        contradictions=[" and ".join(same) for same in copies if len({f.split("/")[0] for f in same}) > 1],
     )
 
 

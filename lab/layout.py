@@ -218,6 +218,11 @@ def _check_classes(classes):
             raise InputError(f"the classes {other!r} and {name!r} differ only in case: rename one")
 
 
+def _word(name):
+    """A name without what only numbers it: "batch 2" and "Batch_3" are the same word."""
+    return re.sub(r"[\d\W_]+", "", name).lower()
+
+
 def _check_depth(folder, images, notes):
     """InputError where class folders hold folders of their own, so that either could be the classes."""
     inner = defaultdict(set)  # class -> the folders right below it
@@ -227,7 +232,7 @@ def _check_depth(folder, images, notes):
         below = [part for part in below if part != label and not re.fullmatch(data.SPLIT, part)]
         inner[label].update(below[:1])
     for label, names in inner.items():
-        words = {re.sub(r"[\d\W_]+", "", name).lower() for name in names} - {""}
+        words = {_word(name) for name in names} - {""}
         # crack/2024-05-01 and crack/batch 2 are no classes; a name that is one elsewhere is.
         if len(words) < 2 and not names & (set(inner) - {label}):
             if names:
@@ -266,7 +271,7 @@ def _by_folders(folder, paths, files, notes):
     )
     counts = Counter(label for label, _, _ in images)
     in_folders = any(label in path.relative_to(folder).parts for label, _, path in images)
-    words = {re.sub(r"[\d\W_]+", "", label).lower() for label in counts}
+    words = {_word(label) for label in counts}
     from_names = not in_folders and (2 * list(counts.values()).count(1) > len(counts) or words <= CAMERA)
     if from_names or (table and len(words) == 1):
         example = images[0][2].relative_to(folder).as_posix()
@@ -346,10 +351,9 @@ def understand(folder, choices):
     else:
         images = _by_folders(folder, paths, files, notes)
     used = {path for _, _, path in images}
-    if not choices.labels:
-        left_out["beside the class folders"] += [path for path in paths if folder / path not in used]
     _check_classes({label for label, _, _ in images})
     if not choices.labels:
+        left_out["beside the class folders"] += [path for path in paths if folder / path not in used]
         _say_lost(folder, used, notes)
     pages = [path for path in paths if candidates[path] and candidates[path].pages and folder / path in used]
     if pages:

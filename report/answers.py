@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
-from lab.errors import InputError
+from lab.errors import InputError, printable
 from report import formulas, rehearsal, source
 from report.page import STRICT, TEMPLATES, data_url, shorten
 from report.submission import assemble_submission, submission_of
@@ -289,7 +289,7 @@ def _picture(path, source, alt):
         content = file.read_bytes()
         _check_picture(content)
     except (OSError, ValueError) as error:  # of a name too long or with a null byte, too
-        shown = "".join(c if c.isprintable() else "?" for c in source[:77]) + "..." * (len(source) > 77)
+        shown = printable(source[:77], "?") + "..." * (len(source) > 77)
         fault = getattr(error, "strerror", None) or error
         raise InputError(f"{path.name}: cannot show the picture {shown}: {fault}") from None
     return data_url(content, kind)

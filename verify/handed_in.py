@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+from lab import errors
 from lab.bundle import KINDS, STUDENT_ID
 from lab.errors import InputError
 from lab.files import sha256
@@ -49,7 +50,7 @@ class Entry(NamedTuple):
 
 def printable(text, most=200):
     """Text of strangers as it may be shown: one line, no control characters, not too long."""
-    shown = "".join(c if c.isprintable() else "?" for c in str(text))
+    shown = errors.printable(text, "?")
     return shown if len(shown) <= most else shown[: most - 3] + "..."
 
 
