@@ -131,6 +131,11 @@ class Split(Dataset):
     def __getitem__(self, i):
         return self.pixels[self.rows[i]], self.labels[i]
 
+    def take(self, index):
+        """The Split of some items, in the order of the places `index`, which may name one several times."""
+        files, digests = ([names[i] for i in index] for names in (self.files, self.digests))
+        return Split(self.pixels, self.rows[index], self.labels[index], self.classes, files, digests)
+
 
 def make_splits(images, sides, pixels, digests):
     """The training and the test Split of (class, name, path) tuples on the sides "train", "test" or None."""
@@ -196,10 +201,16 @@ def augment(images, settings, generator):
 
 def normalize(images, standardize):
     """Float images (b, c, h, w) in [0, 1] -> mean 0, variance 1 each; or (x - 0.5) / 0.5, the template's."""
-    if not standardize:
-        return (images - 0.5) / 0.5
-    std, mean = torch.std_mean(images, (-1, -2, -3), keepdim=True)
-    return (images - mean) / (std + 1e-3)  # the 1e-3 keeps a blank image finite
+    # A LayerNorm over all of an image, without weights; its eps keeps a blank image finite.
+    return F.layer_norm(images, images.shape[1:], eps=1e-6) if standardize else (images - 0.5) / 0.5
+
+
+def repeat_images(split, settings):
+    """The training Split with each image `repeats` times, those of rare classes more often."""
+    counts = torch.bincount(split.labels)[split.labels]
+    # Repeat factor sampling (Gupta et al. 2019, arXiv:1908.03195): (most / n) ** balance for a class of n.
+    times = settings.repeats * (counts.max() / counts) ** settings.balance
+    return split.take(torch.arange(len(split)).repeat_interleave(times.round().long()))
 
 
 def mixup(images, targets, alpha, rng):
@@ -214,7 +225,8 @@ class BatchLoader:
     """Batches of a Split: images (b, c, side, side), and targets (b) or with mixup shares (b, classes)."""
 
     def __init__(self, split, settings, device, train=False):
-        self.dataset, self.settings, self.device, self.train = split, settings, device, train
+        self.dataset = repeat_images(split, settings) if train else split
+        self.settings, self.device, self.train = settings, device, train
         self.generator = torch.Generator(device).manual_seed(settings.seed)
         self.rng = np.random.default_rng(settings.seed)
 

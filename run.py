@@ -38,10 +38,11 @@ def first_studies(options, precision, screen):
             precision=options.precision,
             limits=options.limits,
             choices=options.choices,
+            free=options.free,
             say=screen.say,
         )
-    name = options.recipe_name if recipe == options.recipe else "search"
-    return Start(NamedRecipe(name, recipe), found, precision, options.name, options.choices)
+    name, free = ("search", ()) if options.study else (options.recipe_name, options.free)
+    return Start(NamedRecipe(name, recipe), found, precision, options.name, options.choices, sorted(free))
 
 
 def train_and_report(options, screen):

@@ -146,9 +146,8 @@ def fit(model, optimizers, schedulers, train_loader, test_loader, settings, trai
         start = time.perf_counter()
         train_loss, accuracy = train_epoch(
             model, optimizers, train_loader, train_losses, schedulers=schedulers, scaler=scaler,
-            precision=precision, label_smoothing=settings.label_smoothing, clip_norm=settings.clip_norm,
-            micro_batch=micro_batch,
-        )  # fmt: skip
+            label_smoothing=settings.label_smoothing, clip_norm=settings.clip_norm, precision=precision,
+            micro_batch=micro_batch)  # fmt: skip
         seconds = time.perf_counter() - start
         how = {"settings": settings} if number == settings.epochs else {"precision": precision}
         loss, correct, logits = evaluate(model, test_loader, test_losses, micro_batch=micro_batch, **how)

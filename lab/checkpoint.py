@@ -19,20 +19,24 @@ from lab.files import write_whole
 from lab.findings import Findings
 from lab.record import Choices, EpochRow, NamedRecipe
 
-MAGIC = b"ViT-checkpoint-5\n"  # and a SHA-256 of all that follows: one flipped bit is found
+MAGIC = b"ViT-checkpoint-6\n"  # and a SHA-256 of all that follows: one flipped bit is found
 DIGEST = 32  # bytes
 
 
 @dataclass
 class Start:
-    """What a run was started with. `folder`: of the images, as seen from the run folder; "" until read.
-    It, `kind`, `source_name`, `plain` and `notes` are those of a lab.intake.Source."""
+    """What a run was started with. `free`: names of hyperparameters still to be fitted to the images.
+
+    `folder`: of the images, as seen from the run folder; "" until read. It, `kind`, `source_name`, `plain`
+    and `notes` are those of a lab.intake.Source.
+    """
 
     recipe: NamedRecipe
     findings: Findings
     precision: str
     name: str | None
     choices: Choices = field(default_factory=Choices)
+    free: list[str] = field(default_factory=list)
     folder: str = ""
     kind: str = ""
     source_name: str = ""

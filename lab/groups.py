@@ -2,6 +2,7 @@
 `--group` says. A test image whose twin was trained on tests nothing."""
 
 import re
+import warnings
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold
 
 from lab.errors import InputError
 from lab.record import KeptTogether
@@ -115,6 +117,17 @@ def group_images(images, names, pixels, digests, pattern):
         notes.append(f"--group fits no part of {len(alone)} names (as {names[alone[0]]}): each stands alone")
     groups = _components([*known, *kinds.get(NEAR, [])], n)
     return [str(group) if digest else None for group, digest in zip(groups, digests)], together, notes
+
+
+def cut_folds(labels, groups, folds):
+    """(rest, held out), as rows, of each fold: classes are stratified, equal `groups` stay together."""
+    # The groups are numbered in a shuffled order and then cut unshuffled: what shuffle=True does since
+    # scikit-learn 1.8. Before that, as on Python 3.10, it mixed up the groups and did not stratify (#32478).
+    names, numbers = np.unique(groups, return_inverse=True)
+    place = np.argsort(np.random.RandomState(0).permutation(len(names)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes with fewer images than folds
+        yield from StratifiedGroupKFold(folds).split(numbers, labels.tolist(), place[numbers])
 
 
 def _kept(reason, pairs, groups, names):

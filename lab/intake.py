@@ -22,7 +22,7 @@ import numpy as np
 from PIL import ImageFile
 
 import data
-from lab import archives, layout, synthetic
+from lab import archives, fitting, layout, synthetic
 from lab.errors import InputError, told
 from lab.files import place, write_whole
 from lab.groups import compile_group, group_images
@@ -47,6 +47,7 @@ class Images(NamedTuple):
     train: data.Split
     test: data.Split
     facts: DataFacts
+    fit: fitting.Fit | None = None
 
 
 def check_folder(folder, limits):
@@ -173,10 +174,11 @@ class Grouping:
         return groups
 
 
-def read_images(source, recipe, split_folder, tick=lambda: None, choices=None):
+def read_images(source, recipe, split_folder, tick=lambda: None, choices=None, free=frozenset()):
     """The Images of a Source; their split is written to `split_folder`, with split.json. InputError as above.
 
-    `choices`: a lab.record.Choices. Pixels that are too many for the memory go to a file beside that folder.
+    `choices`: a lab.record.Choices; `free`: names of hyperparameters to be fitted to the images. Pixels that
+    are too many for the memory go to a file beside that folder.
     """
     # What Pillow cannot read is listed; what it merely warns of (large, odd tags) was read.
     warnings.filterwarnings("ignore", module="PIL")
@@ -186,7 +188,7 @@ def read_images(source, recipe, split_folder, tick=lambda: None, choices=None):
     split_folder = Path(split_folder)
     shutil.rmtree(split_folder, ignore_errors=True)  # of a run that is resumed
     with _naming(source):
-        return _read(source, recipe, split_folder, tick, choices, pattern)
+        return _read(source, recipe, split_folder, tick, choices, pattern, free)
 
 
 @contextlib.contextmanager
@@ -201,8 +203,9 @@ def _naming(source):
         raise InputError(said) from None
 
 
-def _read(source, recipe, split_folder, tick, choices, pattern):
+def _read(source, recipe, split_folder, tick, choices, pattern, free):
     found = layout.understand(source.folder, choices)
+    recipe, colour = fitting.fit_colour([path for _, _, path in found.images], recipe, free)
     pixel_range = measure_range(found.wide) if found.wide else None
     decoder = Decoder(tick, pixel_range)
     grouping = Grouping(source.folder, found.images, pattern)
@@ -222,13 +225,14 @@ def _read(source, recipe, split_folder, tick, choices, pattern):
     facts.presented = present(facts, recipe)
     sample = [path for _, _, path in found.images[:: len(found.images) // 40 + 1]]
     facts.notes = [*source.notes, *found.notes, *grouping.notes, *_notes(facts, recipe, sample)]
-    facts.from_split = not (source.plain and grouping.plain and _found_alone(source.folder, found.images))
     for split in (train, test):  # the folds of a study keep groups together too
         split.digests = [grouping.of_digest[digest] for digest in split.digests]
+    recipe, reasons = fitting.fit_recipe(train, recipe, free)
+    facts.from_split = not (source.plain and grouping.plain and _found_alone(source.folder, found.images))
     names = {"train_percent": data.TRAIN_PERCENT, "seed": recipe.split_seed}
     names |= {side: split.files for side, split in (("train", train), ("test", test))}
     write_whole(split_folder / "split.json", as_json(names))
-    return Images(train, test, facts)
+    return Images(train, test, facts, fitting.Fit(recipe, colour | reasons))
 
 
 def _found_alone(folder, images):
@@ -261,23 +265,11 @@ def _notes(facts, recipe, sample):
     modes = dict(facts.modes)
     if clear := sum(modes.get(mode, 0) for mode in ("RGBA", "LA", "PA")):
         yield f"{clear} images with transparency are laid on white"
-    if recipe.channels == 1 and (seen := sum(map(is_coloured, sample))):
+    if recipe.channels == 1 and (seen := sum(map(fitting.is_coloured, sample))):
         yield (
             f"{seen} of {len(sample)} images looked at have colours and are shown in grey: if the classes "
             "differ in colour, add --set channels=3"
         )
-
-
-def is_coloured(path):
-    """Whether an image file has colours."""
-    try:
-        with data.Image.open(path) as file:
-            if file.size[0] * file.size[1] > MANY_PIXELS:
-                return False
-            small = np.asarray(file.convert("RGB").resize((32, 32))).astype(int)
-    except Exception:  # it was counted where it was read
-        return False
-    return float(np.ptp(small, axis=-1).mean()) > 4
 
 
 def describe(source, recipe, train, test, unreadable, about):
@@ -312,11 +304,13 @@ def describe(source, recipe, train, test, unreadable, about):
     )
 
 
-def load_images(path, recipe, limits=LIMITS, choices=None):
-    """The Images of a zip or folder, for such a recipe. Only the pixels stay; the files are cleared away."""
+def load_images(path, recipe, limits=LIMITS, choices=None, free=frozenset()):
+    """The Images of a zip or folder, for such a recipe; `free` as for `read_images`. Only the pixels stay;
+    the files are cleared away."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
-        images = read_images(open_source(path, run, limits), recipe, run / "dataset_split", choices=choices)
+        source = open_source(path, run, limits)
+        images = read_images(source, recipe, run / "dataset_split", choices=choices, free=free)
     if images.facts.unreadable:
         raise InputError(f"{len(images.facts.unreadable)} images cannot be read: remove them before a study")
     return images

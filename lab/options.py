@@ -8,7 +8,7 @@ from pathlib import Path
 from lab.bundle import check_student_id
 from lab.errors import InputError
 from lab.limits import Limits, limits_of
-from lab.recipe import Recipe, load_recipe, named_recipes, parse_setting
+from lab.recipe import Recipe, free_names, load_recipe, named_recipes, parse_setting
 from lab.record import Choices
 
 FRESH = "fresh"  # in place of a study's file: make the study now
@@ -41,6 +41,7 @@ class Options:
     recipe_name: str
     recipe: Recipe
     settings: tuple
+    free: frozenset
     device: str
     precision: str
     study: bool
@@ -231,6 +232,7 @@ def parse_options(argv=None):
         "recipe_name": Path(args.recipe).stem,
         "recipe": load_recipe(args.recipe, settings),
         "settings": settings,
+        "free": free_names(Path(args.recipe).stem, settings),
     }
     options = Options(**values)
     _check_together(options, _given(parser, argv))

@@ -18,6 +18,8 @@ except ModuleNotFoundError:  # Python 3.10
 from lab.errors import InputError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+# What lab/fitting.py chooses for the recipe `default`.
+FITTED = frozenset(("channels", "standardize", "flip", "transpose", "repeats", "epochs"))
 
 
 def _value(default, doc, low=None, high=None, choices=None):
@@ -37,7 +39,7 @@ class Recipe:
     patch_size: int = _value(20, "side of a patch, pixels; divides image_size", 1, 4096)
     channels: int = _value(1, "1 grey, 3 colour", choices=(1, 3))
     dim: int = _value(128, "width of a token", 1, 16384)
-    depth: int = _value(6, "encoder blocks", 1, 256)
+    depth: int = _value(3, "encoder blocks", 1, 256)
     heads: int = _value(4, "attention heads a block", 1, 1024)
     dim_head: int = _value(32, "width of a head", 1, 16384)
     mlp_dim: int = _value(256, "hidden width of the MLP", 1, 65536)
@@ -48,20 +50,24 @@ class Recipe:
     # The images. Light differs from picture to picture on a steel strip, and says nothing of a defect.
     standardize: bool = _value(True, "each image to mean 0 and variance 1; else (x - 0.5) / 0.5")
     flip: bool = _value(True, "random flips, left-right and up-down")
-    transpose: bool = _value(True, "random swap of rows and columns (with flips: quarter turns)")
+    transpose: bool = _value(False, "random swap of rows and columns (with flips: quarter turns)")
     crop: float = _value(0.06, "random shift, up to this share of the side", 0.0, 0.5)
     brightness: float = _value(0.0, "random brightness, +- this share of the range", 0.0, 1.0)
     contrast: float = _value(0.0, "random contrast, +- this share", 0.0, 1.0)
-    mixup: float = _value(0.4, "two images blended, share from Beta(mixup, mixup); 0: never", 0.0, 100.0)
+    mixup: float = _value(0.0, "two images blended, share from Beta(mixup, mixup); 0: never", 0.0, 100.0)
+    balance: float = _value(
+        0.5, "classes: one of n images is shown (most / n)^balance times as often", 0.0, 1.0
+    )
     test_views: bool = _value(True, "test: average over the flips and turns trained with")
 
     # The optimisation.
-    epochs: int = _value(70, "passes over the training images", 1, 100_000)
-    batch_size: int = _value(64, "images a step", 1, 1_000_000)
+    epochs: int = _value(24, "epochs, each scored on the test images", 1, 100_000)
+    repeats: int = _value(1, "times that an epoch shows each training image", 1, 100_000)
+    batch_size: int = _value(32, "images a step", 1, 1_000_000)
     muon_learning_rate: float = _value(0.01, "peak for the matrices; 0: AdamW for them too", 0.0, 10.0)
     learning_rate: float = _value(1e-3, "peak learning rate of AdamW", 1e-9, 10.0)
     weight_decay: float = _value(0.05, "decoupled weight decay", 0.0, 10.0)
-    warmup_epochs: float = _value(5.0, "epochs of linear warm-up before the cosine", 0.0, 100_000)
+    warmup_epochs: float = _value(2.0, "epochs of linear warm-up before the cosine", 0.0, 100_000)
     label_smoothing: float = _value(0.1, "label smoothing of the training loss", 0.0, 0.99)
     clip_norm: float = _value(1.0, "gradients are clipped to this norm; 0: never", 0.0, 1e6)
 
@@ -148,6 +154,13 @@ def read_toml(path):
 def named_recipes():
     """The names of the recipes that come with the project, sorted."""
     return sorted(p.stem for p in RECIPES.glob("*.toml"))
+
+
+def free_names(recipe_name, settings):
+    """The hyperparameters of a run that may be fitted: those of `default` that no (name, value) sets."""
+    if recipe_name != "default":
+        return frozenset()
+    return FITTED - {name for name, _ in settings}
 
 
 def load_recipe(name_or_path="default", settings=()):

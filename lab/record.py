@@ -14,7 +14,7 @@ from lab.files import write_csv, write_whole
 from lab.findings import Findings
 from lab.recipe import Recipe
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 @dataclass
@@ -25,10 +25,14 @@ class Student:
 
 @dataclass
 class NamedRecipe:
-    """The hyperparameters of the run; `name` is the recipe's, or "search"."""
+    """The hyperparameters of the run; `name` is the recipe's, or "search".
+
+    `reasons` say of the values that were fitted to the images (lab/fitting.py) why they are as they are.
+    """
 
     name: str
     values: Recipe
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from lab.errors import InputError
 from lab.files import write_whole
 from lab.layout import check_name
 from lab.machine import check_memory, choose_device, choose_precision, describe_machine
-from lab.record import EpochRow, ModelFacts, TrainingFacts
+from lab.record import EpochRow, ModelFacts, NamedRecipe, TrainingFacts
 from lab.training import epochs, prepare, score, try_steps
 
 LONG = 600  # seconds of training that a person is warned of
@@ -71,12 +71,18 @@ def read(options, staging, start, screen):
         start.kind, start.source_name = source.kind, source.name
         start.plain, start.notes = source.plain, list(source.notes)
     with screen.count("reading images") as tick:
-        images = intake.read_images(source, start.recipe.values, run / "dataset_split", tick, start.choices)
+        images = intake.read_images(
+            source, start.recipe.values, run / "dataset_split", tick, start.choices, frozenset(start.free)
+        )
     facts = images.facts
     if start.fingerprint and facts.fingerprint != start.fingerprint:
         raise InputError(f"the images in {source.folder} are others now: run without --resume")
     start.fingerprint = facts.fingerprint  # from here on the checkpoint knows its images
     show_data(facts, screen)
+    if start.free:
+        start.recipe = NamedRecipe(start.recipe.name, *images.fit)
+        start.free = []  # a run that is resumed has the recipe that it began with
+        show_fit(images.fit, screen)
     return images
 
 
@@ -86,8 +92,11 @@ def check_data(options, screen):
         run = Path(folder)
         source = intake.open_source(options.data, run, options.limits)
         with screen.count("reading images") as tick:
-            images = intake.read_images(source, options.recipe, run / "split", tick, options.choices)
+            images = intake.read_images(
+                source, options.recipe, run / "split", tick, options.choices, options.free
+            )
     show_data(images.facts, screen)
+    show_fit(images.fit, screen)
 
 
 def show_data(facts, screen):
@@ -122,6 +131,15 @@ def show_data(facts, screen):
         screen.say(f"and {more} more such contradictions", "yellow")
     for line in facts.notes:
         screen.say(line, "yellow")
+
+
+def show_fit(fit, screen):
+    """The values of the recipe that were fitted to the images, those of one reason together."""
+    values = fit.recipe.as_dict()
+    for reason in dict.fromkeys(fit.reasons.values()):
+        names = (name for name, why in fit.reasons.items() if why == reason)
+        words = ", ".join(f"{name} = {str(values[name]).lower()}" for name in names)
+        screen.say(f"fitted to these images: {words} ({reason})")
 
 
 def describe_model(model):

@@ -17,7 +17,7 @@ from pathlib import Path
 from lab.errors import InputError
 from lab.limits import limits_of
 from lab.options import add_choices, choices_of
-from lab.recipe import load_recipe, parse_setting
+from lab.recipe import free_names, load_recipe, parse_setting
 from study.results import check_folder
 
 say = partial(print, flush=True)  # a line is seen at once in a file, too
@@ -91,15 +91,23 @@ def check(args):
     check_folder(args.output)
 
 
+def recipe_of(args, where, settings):
+    """The recipe that is named, with such (name, value) settings; `default` is fitted to the images."""
+    from study.runs import fit
+
+    return fit(where, load_recipe(args.recipe, settings), free_names(args.recipe, settings))
+
+
 def search(args):
     changed = dict(map(parse_setting, args.set))
-    base = load_recipe(args.recipe, changed.items())
+    load_recipe(args.recipe, changed.items())  # a wrong value is told before anything slow
     try:
         from study import search as study
     except ModuleNotFoundError:
         raise InputError("the package optuna is missing: pip install -r requirements.txt") from None
 
     budget, where = study.parse_budget(args.budget), where_of(args)
+    base = recipe_of(args, where, changed.items())
     study.search(
         where, base, changed, args.folds, args.fold, budget, args.output, storage=args.storage, say=say
     )
@@ -116,16 +124,17 @@ def diary(args):
     from study import diary as study
     from study.findings import DIARY_PLAN
 
-    recipe = load_recipe(args.recipe, map(parse_setting, args.set))
-    plan = study.load_plan(args.plan or DIARY_PLAN, recipe)
-    study.keep_diary(where_of(args), plan, Path(args.recipe).stem, args.folds, args.output, say)
+    where, settings = where_of(args), list(map(parse_setting, args.set))
+    plan = study.load_plan(args.plan or DIARY_PLAN, recipe_of(args, where, settings))
+    study.keep_diary(where, plan, Path(args.recipe).stem, args.folds, args.output, say)
 
 
 def compare(args):
     from study import compare as study
 
-    recipe = load_recipe(args.recipe, [] if args.epochs is None else [("epochs", args.epochs)])
-    study.compare(where_of(args), recipe, args.seeds, args.shares, args.models, args.output, say)
+    where = where_of(args)
+    recipe = recipe_of(args, where, [] if args.epochs is None else [("epochs", args.epochs)])
+    study.compare(where, recipe, args.seeds, args.shares, args.models, args.output, say)
 
 
 def main(argv=None):

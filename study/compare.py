@@ -73,15 +73,13 @@ def share_of(split, percent, seed):
     The class's images are shuffled by the seed and the first ones taken, so a smaller share of the
     same seed lies within a larger one. They keep their order; 100 % is the split itself.
     """
-    from study.runs import part_of
-
     rows = []
     for number in split.labels.unique().tolist():
         members = (split.labels == number).nonzero().flatten().tolist()
         wanted = max(1, (len(members) * percent + 50) // 100)
         random.Random(f"{seed} {number}").shuffle(members)
         rows += sorted(members[:wanted])
-    return part_of(split, rows)
+    return split.take(rows)
 
 
 def run_one(where, recipe, name, share):

@@ -43,13 +43,14 @@ def load_findings(diary_path=None, comparison_path=None):
 def make_studies(
     folder, source, recipe, settings, *,
     budget=None, diary=None, comparison=None, device="auto", precision="auto", limits=LIMITS, choices=None,
-    say=print,
+    free=frozenset(), say=print,
 ):  # fmt: skip
     """Make the studies that are asked for, in `folder`, going on with what lies there -> (recipe, Findings).
 
     source: zip or folder; recipe: the run's; settings: (name, value) pairs of it that a search keeps;
-    budget: of the search, a text, or None for none; diary, comparison: FRESH, a results file, or None. The
-    recipe is the best one found where a search was made. InputError also where another run is at it.
+    budget: of the search, a text, or None for none; diary, comparison: FRESH, a results file, or None; free:
+    names of hyperparameters to be fitted to the images. The recipe is the best one found where a search was
+    made. InputError also where another run is at it.
     """
     # Files that cannot be read and a budget that is none are found before any work.
     found = load_findings(*(None if path == FRESH else path for path in (diary, comparison)))
@@ -60,11 +61,12 @@ def make_studies(
 
         budget = parse_budget(budget)
     from lab.machine import choose_device  # imports PyTorch
-    from study.runs import Where
+    from study.runs import Where, fit
 
     jobs = 1 if choose_device(device).type == "cuda" else min(4, os.cpu_count() or 1)
     where = Where(source, device, precision, limits, jobs, choices)
     with take_lock(folder / "lock", f"another run makes studies in {folder}: wait for it"):
+        recipe = fit(where, recipe, free)
         if budget:
             recipe, found.search = _search(folder, where, recipe, settings, budget, say)
         if diary == FRESH:

@@ -5,21 +5,18 @@ The test split is not looked at where folds are used: a part of the training spl
 
 import os
 import time
-import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 
-import numpy as np
 import torch
-from sklearn.model_selection import StratifiedGroupKFold
 
 import train
-from data import Split
 from lab import intake, training
 from lab.errors import InputError
 from lab.findings import StudyData
+from lab.groups import cut_folds
 from lab.limits import LIMITS, Limits
 from lab.machine import check_memory, choose_device, choose_precision, describe_machine
 from lab.recipe import Recipe
@@ -86,10 +83,11 @@ def cached_images(where, recipe):
     return _load_once(where.data, plain, where.limits, where.choices)
 
 
-def part_of(split, rows):
-    """The data.Split of some rows of another, which shares its pixels."""
-    files, digests = ([names[row] for row in rows] for names in (split.files, split.digests))
-    return Split(split.pixels, split.rows[rows], split.labels[rows], split.classes, files, digests)
+def fit(where, recipe, free):
+    """The recipe fitted to the images in those of its values whose names are in `free`."""
+    if not free:
+        return recipe
+    return intake.load_images(where.data, recipe, where.limits, where.choices, free).fit.recipe
 
 
 def check_folds(split, folds):
@@ -109,15 +107,8 @@ def fold_of(split, folds, number):
     Classes are stratified; equal images stay together. A class of few images may lie in one part alone.
     """
     check_folds(split, folds)
-    # The groups are numbered in a shuffled order and then cut unshuffled: what shuffle=True does since
-    # scikit-learn 1.8. Before that, as on Python 3.10, it mixed up the groups and did not stratify (#32478).
-    names, numbers = np.unique(split.digests, return_inverse=True)
-    place = np.argsort(np.random.RandomState(0).permutation(len(names)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes with fewer images than folds
-        cut = StratifiedGroupKFold(folds).split(split.files, split.labels.tolist(), place[numbers])
-        rest, held_out = next(islice(cut, number, None))
-    return part_of(split, rest), part_of(split, held_out)
+    rest, held_out = next(islice(cut_folds(split.labels, split.digests, folds), number, None))
+    return split.take(rest), split.take(held_out)
 
 
 def reason_of(error):

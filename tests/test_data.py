@@ -447,7 +447,7 @@ def test_image_folder_opens_the_written_split(tmp_path, images):
 
 
 def test_pixels_are_held_once(tmp_path, images):
-    train, test, _ = read(images, tmp_path / "split")
+    train, test, *_ = read(images, tmp_path / "split")
     assert train.pixels.data_ptr() == test.pixels.data_ptr()
     assert len(train.pixels) == len(train) + len(test) == 30
     assert sorted(train.rows.tolist() + test.rows.tolist()) == list(range(30))

@@ -267,7 +267,7 @@ def test_a_short_time_leaves_one_result_and_puts_the_trial_back_that_it_stopped(
 
 def test_a_part_without_the_last_class_trains_all_the_same(parts):
     (rest, held_out), base = parts
-    without = runs.part_of(rest, [i for i, label in enumerate(rest.labels.tolist()) if label != 2])
+    without = rest.take([i for i, label in enumerate(rest.labels.tolist()) if label != 2])
     for split in (without, rest):
         score = runs.train_and_score(split, held_out, base, runs.Where("d.zip"))
         assert score.failed is None

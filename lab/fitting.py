@@ -1,0 +1,164 @@
+"""The default recipe, fitted to the images that it is given, by what their training split alone can tell.
+
+What a user sets stands, and so does every other recipe. Each value chosen here is a plain hyperparameter
+of the run, with a reason that the report prints.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from lab.groups import cut_folds
+from lab.recipe import Recipe
+
+LOOKED_AT, COLOURED = 60, 0.05  # images whose colours are looked at, and the share that makes a set coloured
+MANY_PIXELS = 10_000_000  # of an image that is not looked at
+
+# The length, in images shown: about a minute of training on two cores (study/recorded/README.md).
+SHOWN = 30_000
+EPOCH = 1_200  # what an epoch shows of a smaller set, by repeating its images
+FEWEST_EPOCHS = 10  # of a set so large that SHOWN has it fewer times
+MOST_SHOWN = 1_000_000  # the ceiling: about half an hour on two cores
+
+# The probe: a linear classifier on the responses to random patches (Coates, Lee, Ng 2011).
+PROBED = 1_000  # images at most
+SIDE, PATCH, FILTERS, FOLDS, RIDGE = 40, 7, 32, 3, 0.1
+SYMMETRIES = {"as they are": 1, "flipped": 4, "flipped and transposed": 8}  # and their views
+
+
+class Fit(NamedTuple):
+    """A recipe that was fitted to images, and why its values are as they are: {name: reason}."""
+
+    recipe: Recipe
+    reasons: dict[str, str]
+
+
+def fit_colour(paths, recipe, free):
+    """The Fit of `channels` to image files, some of which are looked at."""
+    if "channels" not in free:
+        return Fit(recipe, {})
+    sample = paths[:: len(paths) // LOOKED_AT + 1]
+    seen = sum(map(is_coloured, sample))
+    recipe = dataclasses.replace(recipe, channels=3 if seen > COLOURED * len(sample) else 1)
+    return Fit(recipe, {"channels": f"{seen} of {len(sample)} images looked at have colours"})
+
+
+def is_coloured(path):
+    """Whether an image file has colours."""
+    try:
+        with Image.open(path) as file:
+            if file.size[0] * file.size[1] > MANY_PIXELS:
+                return False
+            small = np.asarray(file.convert("RGB").resize((32, 32))).astype(int)
+    except Exception:  # it was counted where it was read
+        return False
+    return float(np.ptp(small, axis=-1).mean()) > 4
+
+
+def fit_length(images, recipe, free):
+    """The Fit of `repeats` and `epochs` to a training split of so many images."""
+    values = {}
+    if "repeats" in free:
+        values["repeats"] = max(1, round(EPOCH / images))
+    each = images * values.get("repeats", recipe.repeats)
+    if "epochs" in free:
+        most = max(1, MOST_SHOWN // each)
+        values["epochs"] = min(max(math.ceil(SHOWN / each), FEWEST_EPOCHS), most)
+    recipe = dataclasses.replace(recipe, **values)
+    shown = each * recipe.epochs
+    why = (
+        f"{images:,} training images are shown {recipe.epochs * recipe.repeats} times each, {shown:,} in all"
+    )
+    return Fit(recipe, {name: why for name in values})
+
+
+def fit_recipe(split, recipe, free):
+    """The Fit of a recipe to a training Split, in those of its values whose names are in `free`."""
+    recipe, reasons = fit_length(len(split), recipe, free)
+    symmetries = {"flip", "transpose"} & free
+    if not symmetries and "standardize" not in free:
+        return Fit(recipe, reasons)
+    rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:PROBED]
+    labels, pixels = split.labels[rows], split.pixels[split.rows[rows]]
+    if torch.bincount(labels).max() < FOLDS:
+        few = "too few images a class to measure what is lost by it"
+        return Fit(recipe, reasons | {name: few for name in sorted(symmetries | {"standardize"} & free)})
+    cut = cut_folds(labels, [split.digests[row] for row in rows], FOLDS)
+    folds = [tuple(map(torch.from_numpy, sides)) for sides in cut]
+    among = f"of {len(labels)} held-out training images"
+    errors = {kept: _errors(_shrink(pixels, kept), labels, folds) for kept in (True, False)}
+    if "standardize" in free:
+        few, raw = errors[True][0], errors[False][0]
+        # Light is kept where losing it doubles the errors, and beyond two standard errors of the difference.
+        lost = few > 2 * raw and few - raw > 2 * math.sqrt(few + raw)
+        recipe = dataclasses.replace(recipe, standardize=not lost)
+        reasons["standardize"] = f"a linear classifier errs on {few} standardised, on {raw} not, {among}"
+    if symmetries:
+        found = errors[recipe.standardize]
+        chosen = max(i for i, count in enumerate(found) if count <= found[0])  # all that lose nothing
+        values = {"flip": chosen > 0, "transpose": chosen > 1}
+        recipe = dataclasses.replace(recipe, **{name: values[name] for name in symmetries})
+        words = ", ".join(f"on {count} {name}" for name, count in zip(SYMMETRIES, found))
+        reasons |= {name: f"a linear classifier errs {words}, {among}" for name in sorted(symmetries)}
+    return Fit(recipe, reasons)
+
+
+def _shrink(pixels, standardize):
+    """uint8 (n, c, h, w) -> float (n, c, SIDE, SIDE): each image standardised, or all of them alike."""
+    images = torch.cat([F.interpolate(part.float(), (SIDE, SIDE), mode="area") for part in pixels.split(256)])
+    if standardize:
+        return F.layer_norm(images, images.shape[1:], eps=1e-3)
+    return (images - images.mean()) / (images.std() + 1e-3)
+
+
+def _filters(images):
+    """Whitened random patches of the images: (FILTERS, c, PATCH, PATCH)."""
+    generator = torch.Generator().manual_seed(0)
+    row = torch.randint(len(images), (2000,), generator=generator).tolist()
+    ys, xs = torch.randint(SIDE - PATCH + 1, (2, 2000), generator=generator).tolist()
+    patches = [images[i, :, y : y + PATCH, x : x + PATCH].flatten() for i, y, x in zip(row, ys, xs)]
+    patches = torch.stack(patches)
+    patches -= patches.mean(1, keepdim=True)
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    whiten = vectors * (values.clamp(min=0) + 0.1 * values.mean() + 1e-6).rsqrt() @ vectors.T
+    filters = F.normalize(patches[:FILTERS] @ whiten, dim=1) @ whiten
+    return filters.view(FILTERS, images.shape[1], PATCH, PATCH)
+
+
+def _features(images, filters):
+    """(n, d): the mean response of each filter in each quarter, its largest one, and the image in 4 x 4."""
+    parts = []
+    for part in images.split(128):
+        response = F.conv2d(part, filters)
+        response = torch.cat((response, -response), 1)
+        means = F.adaptive_avg_pool2d(F.relu(response - 1), 2), F.adaptive_avg_pool2d(part, 4)
+        parts.append(torch.cat([response.amax((-1, -2)), *(m.flatten(1) for m in means)], 1))
+    return torch.cat(parts)
+
+
+def _errors(images, labels, folds):
+    """The errors on held-out images with the views of each of SYMMETRIES: [int]."""
+    filters, dims = _filters(images), ((), (-1,), (-2,), (-1, -2))
+    views = [_features(turned.flip(d), filters) for turned in (images, images.mT) for d in dims]
+    return [
+        sum(_held_out_errors(views[:count], labels, *fold) for fold in folds) for count in SYMMETRIES.values()
+    ]
+
+
+def _held_out_errors(views, labels, rest, held_out):
+    """Ridge regression on all views (n, d) of the rest; for the images held out the views' mean answer."""
+    x, y = torch.cat([view[rest] for view in views]), F.one_hot(labels).float()[rest].repeat(len(views), 1)
+    mean, scale = x.mean(0), x.std(0) + 1e-3
+    x = (x - mean) / scale
+    weight = y @ y.sum(0).clamp(min=1).rsqrt()[:, None]  # rare classes count more, as in the training
+    weight /= weight.mean()
+    middle = (weight * y).mean(0)
+    gram = (weight * x).T @ x / len(x) + RIDGE * torch.eye(x.shape[1])
+    solution = torch.linalg.solve(gram, (weight * x).T @ (y - middle) / len(x))
+    answers = sum((view[held_out] - mean) / scale @ solution for view in views) + len(views) * middle
+    return int((answers.argmax(1) != labels[held_out]).sum())
