@@ -79,7 +79,8 @@ class ComparisonRow:
     """One network on one share (percent) of the training split, over its seeds."""
 
     model: str
-    share: int
+    share: float
+    equal: str  # to the ViT: "steps" or "time"
     runs: int
     failed: int
     train_images: int | None
@@ -90,7 +91,6 @@ class ComparisonRow:
     seconds: float | None
     train_rate: float | None
     inference_rate: float | None
-    at_vit_seconds: float | None
     pairs: int
     difference: float | None
     low: float | None
@@ -100,9 +100,10 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The ViT beside CNNs."""
+    """The ViT beside CNNs. `tuned`: {network: the values that are its own}."""
 
     recipe: dict[str, bool | int | float | str]
+    tuned: dict[str, dict[str, bool | int | float | str]]
     data: StudyData
     machine: StudyMachine
     date: str

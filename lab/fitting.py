@@ -90,21 +90,23 @@ def fit_recipe(split, recipe, free):
         return Fit(recipe, reasons | {name: few for name in sorted(symmetries | {"standardize"} & free)})
     cut = cut_folds(labels, [split.digests[row] for row in rows], FOLDS)
     folds = [tuple(map(torch.from_numpy, sides)) for sides in cut]
-    among = f"of {len(labels)} held-out training images"
     errors = {kept: _errors(_shrink(pixels, kept), labels, folds) for kept in (True, False)}
+    among = f"{len(labels)} held-out training images, mean of the classes"
     if "standardize" in free:
         few, raw = errors[True][0], errors[False][0]
         # Light is kept where losing it doubles the errors, and beyond two standard errors of the difference.
-        lost = few > 2 * raw and few - raw > 2 * math.sqrt(few + raw)
+        lost = few > 2 * raw and few - raw > 2 * math.sqrt((few + raw) / len(labels))
         recipe = dataclasses.replace(recipe, standardize=not lost)
-        reasons["standardize"] = f"a linear classifier errs on {few} standardised, on {raw} not, {among}"
+        reasons["standardize"] = (
+            f"a linear classifier errs on {few:.1%} standardised, on {raw:.1%} not ({among})"
+        )
     if symmetries:
         found = errors[recipe.standardize]
-        chosen = max(i for i, count in enumerate(found) if count <= found[0])  # all that lose nothing
+        chosen = max(i for i, share in enumerate(found) if share <= found[0])  # all that lose nothing
         values = {"flip": chosen > 0, "transpose": chosen > 1}
         recipe = dataclasses.replace(recipe, **{name: values[name] for name in symmetries})
-        words = ", ".join(f"on {count} {name}" for name, count in zip(SYMMETRIES, found))
-        reasons |= {name: f"a linear classifier errs {words}, {among}" for name in sorted(symmetries)}
+        words = ", ".join(f"on {share:.1%} {name}" for name, share in zip(SYMMETRIES, found))
+        reasons |= {name: f"a linear classifier errs {words} ({among})" for name in sorted(symmetries)}
     return Fit(recipe, reasons)
 
 
@@ -142,16 +144,20 @@ def _features(images, filters):
 
 
 def _errors(images, labels, folds):
-    """The errors on held-out images with the views of each of SYMMETRIES: [int]."""
+    """The share of errors on held-out images, mean of the classes, with the views of each of SYMMETRIES."""
     filters, dims = _filters(images), ((), (-1,), (-2,), (-1, -2))
     views = [_features(turned.flip(d), filters) for turned in (images, images.mT) for d in dims]
-    return [
-        sum(_held_out_errors(views[:count], labels, *fold) for fold in folds) for count in SYMMETRIES.values()
-    ]
+    shares = []
+    for count in SYMMETRIES.values():
+        wrong = torch.zeros(len(labels))
+        for rest, held_out in folds:
+            wrong[held_out] = (_answers(views[:count], labels, rest, held_out) != labels[held_out]).float()
+        shares.append(float(torch.stack([wrong[labels == label].mean() for label in labels.unique()]).mean()))
+    return shares
 
 
-def _held_out_errors(views, labels, rest, held_out):
-    """Ridge regression on all views (n, d) of the rest; for the images held out the views' mean answer."""
+def _answers(views, labels, rest, held_out):
+    """The classes of the images held out, by ridge regression on all views (n, d) of the rest."""
     x, y = torch.cat([view[rest] for view in views]), F.one_hot(labels).float()[rest].repeat(len(views), 1)
     mean, scale = x.mean(0), x.std(0) + 1e-3
     x = (x - mean) / scale
@@ -161,4 +167,4 @@ def _held_out_errors(views, labels, rest, held_out):
     gram = (weight * x).T @ x / len(x) + RIDGE * torch.eye(x.shape[1])
     solution = torch.linalg.solve(gram, (weight * x).T @ (y - middle) / len(x))
     answers = sum((view[held_out] - mean) / scale @ solution for view in views) + len(views) * middle
-    return int((answers.argmax(1) != labels[held_out]).sum())
+    return answers.argmax(1)

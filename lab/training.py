@@ -69,8 +69,7 @@ def try_steps(setup, recipe):
     model = copy.deepcopy(setup.model)
     optimizers = train.make_optimizers(model, recipe)
     loader = BatchLoader(setup.train_loader.dataset, recipe, setup.device, train=True)
-    quiet = contextlib.redirect_stdout(io.StringIO())
-    with torch.random.fork_rng(), quiet, told(advice(recipe)):  # dropout draws from it
+    with torch.random.fork_rng(), told(advice(recipe)):  # dropout draws from it
         for batch in itertools.islice(loader, 2):  # the first step is slower than all others
             seconds = _step_that_fits(setup, model, optimizers, batch, recipe) / len(batch[0])
     # Scoring an image takes the forward pass alone, about a third of a step.
@@ -78,18 +77,25 @@ def try_steps(setup, recipe):
     return seconds * images * recipe.epochs
 
 
+def seconds_of_step(setup, batch, recipe, model=None, optimizers=None):
+    """The seconds of a training step on one batch, of the setup's model unless another is given."""
+    single = DataLoader(TensorDataset(*batch), len(batch[0]))
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        train.train_epoch(
+            model or setup.model, optimizers or setup.optimizers, single, [],
+            precision=DTYPES[setup.precision], clip_norm=recipe.clip_norm,
+            label_smoothing=recipe.label_smoothing, micro_batch=setup.micro_batch,
+        )  # fmt: skip
+    return time.perf_counter() - start
+
+
 def _step_that_fits(setup, model, optimizers, batch, recipe):
     """The seconds of a step on one batch; lowers `setup.micro_batch` until it fits."""
     whole = len(batch[0])
-    single = DataLoader(TensorDataset(*batch), whole)
     while True:
-        start = time.perf_counter()
         try:
-            train.train_epoch(
-                model, optimizers, single, [], precision=DTYPES[setup.precision], clip_norm=recipe.clip_norm,
-                label_smoothing=recipe.label_smoothing, micro_batch=setup.micro_batch,
-            )  # fmt: skip
-            return time.perf_counter() - start
+            return seconds_of_step(setup, batch, recipe, model, optimizers)
         except (RuntimeError, MemoryError) as error:
             if setup.micro_batch == 1 or not is_out_of_memory(error):
                 raise

@@ -67,7 +67,11 @@ def make_parser():
     add("compare", "--models", nargs="+", default=["vit", "cnn", "resnet18"], metavar="NAME")
     add("compare", "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     shares = {"nargs": "+", "default": [100], "help": "%% of the training split"}
-    add("compare", "--shares", type=int, metavar="N", **shares)
+    add("compare", "--shares", type=float, metavar="N", **shares)
+    equal = {"nargs": "+", "choices": ("steps", "time"), "default": ["steps"]}
+    add("compare", "--equal", help="what the networks have alike (default: steps)", **equal)
+    tuned = "first tune each network's learning rate and mixup; rows in --output as -tuning.json"
+    add("compare", "--tune", action="store_true", help=tuned)
     return parser
 
 
@@ -132,9 +136,20 @@ def diary(args):
 def compare(args):
     from study import compare as study
 
+    settings = [] if args.epochs is None else [("epochs", args.epochs)]
+    study.check(args.models, args.shares)  # before the images are read
+    for seed in args.seeds:
+        load_recipe(args.recipe, [*settings, ("seed", seed)])
     where = where_of(args)
-    recipe = recipe_of(args, where, [] if args.epochs is None else [("epochs", args.epochs)])
-    study.compare(where, recipe, args.seeds, args.shares, args.models, args.output, say)
+    recipe = recipe_of(args, where, settings)
+    tuned = None
+    if args.tune:
+        tuned = study.tune(
+            where, recipe, args.models, args.output.with_stem(f"{args.output.stem}-tuning"), say
+        )
+    study.compare(
+        where, recipe, args.seeds, args.shares, args.models, args.output, say, equals=args.equal, tuned=tuned
+    )
 
 
 def main(argv=None):

@@ -1,15 +1,19 @@
 """The ViT beside two convolutional networks: accuracy, size and speed, on all or few training images.
 
-What is equal: images, 70/30 split, augmentation, mixup, order of the batches, epochs, learning-rate
-schedule, label smoothing, clipping, precision, the views that are averaged at the end, and that weights
-start at random. What is not: the ViT has the optimizer of its recipe, by default Muon and AdamW; the
-CNNs have AdamW with the recipe's learning_rate and weight_decay, as Muon is for matrices and a convolution
-is not one. The recipe was tuned for the ViT, on validation folds of the same images; nothing was tuned
-for the CNNs. The test split selects nothing: the score is the last epoch's.
+What is equal: images, 70/30 split, augmentation, order of the batches, learning-rate schedule, label
+smoothing, clipping, precision, the views that are averaged at the end, and that weights start at random;
+then, as asked for, the *steps* of all networks or their *time*: as many epochs as take as long as the ViT's
+steps, by steps timed one after the other in the same process. Smaller shares of the training split are
+shown more often, so that all shares have the same number of steps.
+
+Each network has its own peak learning rate and mixup: the best of GRID on a validation part of a quarter of
+the training split, in the time of the ViT (`tune`). What is not equal: the ViT has the optimizer of its
+recipe, by default Muon and AdamW; the CNNs have AdamW, as Muon is for matrices and a convolution is not
+one. All other values of the recipe were found for the ViT. The test split selects nothing: the score is the
+last epoch's.
 
 A share of the training split is drawn class by class with the run's seed, the same for all networks,
-and a smaller share lies within a larger one. The number of epochs is the same for all shares and
-networks: each image is seen equally often, so the steps shrink with the images.
+and a smaller share lies within a larger one.
 """
 
 import dataclasses
@@ -26,6 +30,10 @@ from study.results import Results, Run, Value, run_study
 NETWORKS = ("vit", "cnn", "resnet18")  # in the order of tables; study.cnn.MAKERS makes them
 SIZES = ("train_images", "parameters", "mult_adds")  # the same for all seeds
 SPEEDS = ("train_rate", "inference_rate")  # of which a table has the means
+EQUALS = ("steps", "time")
+# Tried for each network: multiples of the recipe's peak learning rate, and mixup.
+GRID = [(rate, mixup) for rate in (1 / 3, 1, 3) for mixup in (0.0, 0.4)]
+TUNED_SHARE, TUNED_FOLDS = 25, 4  # percent of the training images that it is tuned on, and its parts
 
 
 @dataclass(frozen=True)
@@ -45,9 +53,11 @@ class ComparisonRun(Run):
     """A network trained on a share (percent) of the training split. Seconds are those of training alone."""
 
     model: str
-    share: int
+    share: float
     seed: int
     threads: int
+    equal: str = "steps"
+    epochs: int | None = None
     train_images: int | None = None
     parameters: int | None = None
     mult_adds: int | None = None
@@ -64,6 +74,7 @@ class ComparisonResults(Results):
         "the last epoch's score on the test split, which selects nothing"
     )
     recipe: dict[str, Value]  # without the seed
+    tuned: dict[str, dict[str, Value]] = field(default_factory=dict)  # what a network has of its own
     rows: dict[str, ComparisonRun] = field(default_factory=dict)
 
 
@@ -76,25 +87,135 @@ def share_of(split, percent, seed):
     rows = []
     for number in split.labels.unique().tolist():
         members = (split.labels == number).nonzero().flatten().tolist()
-        wanted = max(1, (len(members) * percent + 50) // 100)
+        wanted = max(1, int(len(members) * percent + 50) // 100)
         random.Random(f"{seed} {number}").shuffle(members)
         rows += sorted(members[:wanted])
     return split.take(rows)
 
 
-def run_one(where, recipe, name, share):
+@dataclass(frozen=True, kw_only=True)
+class TuningRun(Run):
+    model: str
+    values: dict[str, Value]
+    epochs: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningResults(Results):
+    command: ClassVar[str] = "python -m study compare"
+    what: str = "learning rate and mixup of each network, errors on a validation part of the training split"
+    recipe: dict[str, Value]
+    rows: dict[str, TuningRun] = field(default_factory=dict)
+
+
+def check(networks, shares):
+    """InputError for a network that there is not, or a share out of range."""
+    for name in networks:
+        if name not in NETWORKS:
+            raise InputError(f"there is no network {name!r}; there are {', '.join(NETWORKS)}")
+    for share in shares:
+        if not 0 < share <= 100:
+            raise InputError(f"a share must be above 0, to 100 (percent), not {share:g}")
+
+
+def values_of(name, recipe, rate, mixup):
+    """{hyperparameter: value} that a network of this name is tried with."""
+    peak = "muon_learning_rate" if name == "vit" and recipe.muon_learning_rate else "learning_rate"
+    return {peak: float(f"{rate * getattr(recipe, peak):.2g}"), "mixup": mixup}
+
+
+def with_steps_of(recipe, whole, part):
+    """The recipe for a part of so many images with the steps that it has on the whole."""
+    return dataclasses.replace(recipe, repeats=recipe.repeats * max(1, round(whole / part)))
+
+
+def seconds_a_step(setup, recipe, times=4):
+    """The fastest of a few training steps of a Setup, which is trained by them."""
+    from lab import training
+
+    batch = next(iter(setup.train_loader))
+    return min(training.seconds_of_step(setup, batch, recipe) for _ in range(times))
+
+
+def in_the_time_of_the_vit(recipe, prepare, name):
+    """The recipe with as many epochs as the network `name` makes in the time of the ViT's.
+
+    prepare: (name) -> training.Setup. Both are timed here, one after the other.
+    """
+    if name == "vit":
+        return recipe
+    vit, other = (seconds_a_step(prepare(network), recipe) for network in ("vit", name))
+    return dataclasses.replace(recipe, epochs=max(1, round(recipe.epochs * vit / other)))
+
+
+def tune_one(where, recipe, name, values):
+    """Train a network on a share of a part of the training split and score it on the rest: a TuningRun."""
+    from lab import training
+    from study import cnn, runs
+
+    rest, held_out = runs.fold_of(runs.cached_images(where, recipe).train, TUNED_FOLDS, 0)
+    part, (device, precision) = share_of(rest, TUNED_SHARE, recipe.seed), where.begin()
+    recipe = dataclasses.replace(with_steps_of(recipe, len(rest), len(part)), **values)
+
+    def prepare(network):
+        optimize = None if network == "vit" else cnn.make_cnn_optimizers
+        return runs.prepare(part, held_out, recipe, device, precision, cnn.MAKERS[network], optimize)
+
+    try:
+        recipe, seconds = in_the_time_of_the_vit(recipe, prepare, name), 0.0
+        for epoch in training.epochs(prepare(name), recipe):
+            seconds += epoch.train_seconds
+    except runs.FAULTS as error:
+        return TuningRun(model=name, values=values, failed=runs.reason_of(error))
+    scores = runs.scores_of(epoch, held_out)
+    return TuningRun(
+        **scores, model=name, values=values, epochs=recipe.epochs, seconds=seconds, precision=precision
+    )
+
+
+def tune(where, recipe, networks, output, say=print):
+    """Try GRID for each network, in the time that the ViT takes -> {network: its best values}."""
+    own = {key: value for key, value in recipe.as_dict().items() if key != "seed"}
+    about = TuningResults(**where.about(recipe, vit="vit" in networks), recipe=own)
+    work = {}
+    for name in networks:
+        for rate, mixup in GRID:
+            values = values_of(name, recipe, rate, mixup)
+            key = f"{name} | " + ", ".join(f"{key} {value:g}" for key, value in values.items())
+            work[key] = partial(tune_one, where, recipe, name, values)
+    rows = run_study(work, output, about, say).rows
+    return {
+        name: min(
+            (row for row in rows.values() if row.model == name and not row.failed),
+            key=lambda row: (row.errors, row.loss),
+        ).values
+        for name in networks
+        if any(row.model == name and not row.failed for row in rows.values())
+    }
+
+
+def run_one(where, recipe, name, share, equal="steps"):
     """Train the network called `name` on a share of the training split, scoring the test split after each
     epoch: a ComparisonRun."""
     from lab import training
     from study import cnn, runs  # imports PyTorch
 
-    about = {"model": name, "share": share, "seed": recipe.seed, "threads": where.threads}
+    about = {
+        "model": name, "share": share, "seed": recipe.seed, "threads": where.threads, "equal": equal
+    }  # fmt: skip
     images, (device, precision) = runs.cached_images(where, recipe), where.begin()
     split, test = share_of(images.train, share, recipe.seed), images.test
-    optimize = None if name == "vit" else cnn.make_cnn_optimizers
+    recipe = with_steps_of(recipe, len(images.train), len(split))
+
+    def prepare(network):
+        optimize = None if network == "vit" else cnn.make_cnn_optimizers
+        return runs.prepare(split, test, recipe, device, precision, cnn.MAKERS[network], optimize)
+
     seconds, history = 0.0, []
     try:
-        setup = runs.prepare(split, test, recipe, device, precision, cnn.MAKERS[name], optimize)
+        if equal == "time":
+            recipe = in_the_time_of_the_vit(recipe, prepare, name)
+        setup = prepare(name)
         for epoch in training.epochs(setup, recipe):
             seconds += epoch.train_seconds
             losses = round(epoch.train_loss, 6), round(epoch.test_loss, 6)
@@ -105,58 +226,58 @@ def run_one(where, recipe, name, share):
     return ComparisonRun(
         **about,
         **runs.scores_of(epoch, test),
+        epochs=recipe.epochs,
         train_images=len(split),
         parameters=sum(p.numel() for p in setup.model.parameters()),
         mult_adds=cnn.count_mult_adds(setup.model, shape),
         seconds=seconds,
-        train_rate=len(split) * recipe.epochs / seconds,
+        train_rate=len(setup.train_loader.dataset) * recipe.epochs / seconds,
         inference_rate=cnn.inference_rate(setup.model, shape, precision),
         precision=precision,
         history=history,
     )
 
 
-def compare(where, recipe, seeds, shares, networks, output, say=print):
-    """Run what the file `output` lacks of all networks, and say how they compare -> Comparison."""
-    for name in networks:
-        if name not in NETWORKS:
-            raise InputError(f"there is no network {name!r}; there are {', '.join(NETWORKS)}")
-    for share in shares:
-        if not 1 <= share <= 100:
-            raise InputError(f"a share must be from 1 to 100 (percent), not {share}")
+def compare(where, recipe, seeds, shares, networks, output, say=print, *, equals=("steps",), tuned=None):
+    """Run what the file `output` lacks of all networks, and say how they compare -> Comparison.
+
+    tuned: {network: {hyperparameter: value}} in place of the recipe's, as `tune` finds them.
+    """
+    check(networks, shares)
     recipes = [dataclasses.replace(recipe, seed=seed) for seed in seeds]
     own = {key: value for key, value in recipe.as_dict().items() if key != "seed"}
-    about = ComparisonResults(**where.about(recipe, vit="vit" in networks), recipe=own)
+    tuned = tuned or {}
+    about = ComparisonResults(**where.about(recipe, vit="vit" in networks), recipe=own, tuned=tuned)
     work = {
-        f"{name} | {share} % | seed {recipe.seed}": partial(run_one, where, recipe, name, share)
+        f"{name} | {share:g} % | equal {equal} | seed {recipe.seed}": partial(
+            run_one, where, dataclasses.replace(recipe, **tuned.get(name, {})), name, share, equal
+        )
         for recipe in recipes
         for share in shares
+        for equal in equals
         for name in networks
+        if name != "vit" or equal == equals[0]  # its own time and steps
     }
     found = summary(run_study(work, output, about, say))
     say("\n".join(["", *table_of(found)]))
     return dataclasses.replace(found, fresh=True, file=output.name)
 
 
-def accuracy_within(history, seconds):
-    """The accuracy after the last epoch that ended within so many seconds of training; None before the
-    first. In mid-schedule the learning rate is still high, so a shorter schedule would do better."""
-    return next((moment.accuracy for moment in reversed(history) if moment.seconds <= seconds), None)
-
-
 def summary(results):
     """ComparisonResults -> lab.findings.Comparison, largest share first.
 
-    Figures are means over the seeds. Of networks beside the ViT, over the seeds that both have: the accuracy
-    reached in the ViT's seconds of training, and the paired difference, ViT minus network. The noise is
-    that of training; another split would add its own. Failed runs count in `failed` alone.
+    Figures are means over the seeds. Of networks beside the ViT, over the seeds that both have: the paired
+    difference, ViT minus network. The noise is that of training and of the share's images; another split
+    would add its own. Failed runs count in `failed` alone.
     """
-    groups = figures.grouped(results.rows.values(), ("share", "model"), "seed")
+    groups = figures.grouped(results.rows.values(), ("share", "equal", "model"), "seed")
+    vits = {share: group for (share, _, name), group in groups.items() if name == "vit"}
     table = []
-    for share, name in sorted(groups, key=lambda key: (-key[0], NETWORKS.index(key[1]))):
-        runs = figures.whole(groups[share, name])
-        vit = {} if name == "vit" else groups.get((share, "vit"), {})
-        pairs = figures.pairs_of(vit, groups[share, name])
+    order = sorted(groups, key=lambda key: (-key[0], EQUALS.index(key[1]), NETWORKS.index(key[2])))
+    for share, equal, name in order:
+        group = groups[share, equal, name]
+        runs, vit = figures.whole(group), {} if name == "vit" else vits.get(share, {})
+        pairs = figures.pairs_of(vit, group)
         difference = vars(figures.paired(pairs))
         if not pairs:
             difference = difference | {"within_noise": None}  # there is nothing to compare with
@@ -164,30 +285,30 @@ def summary(results):
             ComparisonRow(
                 model=name,
                 share=share,
-                **figures.of(groups[share, name]),
+                equal=equal,
+                **figures.of(group),
                 **{size: getattr(runs[0], size) if runs else None for size in SIZES},
                 **{speed: figures.mean(getattr(run, speed) for run in runs) for speed in SPEEDS},
-                at_vit_seconds=figures.mean(accuracy_within(b.history, a.seconds) for a, b in pairs),
                 pairs=len(pairs),
                 **difference,
             )
         )
-    return Comparison(recipe=results.recipe, rows=table, **results.origin)
+    return Comparison(recipe=results.recipe, tuned=results.tuned, rows=table, **results.origin)
 
 
 def table_of(comparison):
     """A Comparison as lines for the terminal: the table and the differences, accuracies in %."""
-    table = [["model", "share", *figures.CELLS, "parameters", "M mult-adds", "images/s", "in ViT s"]]
-    paired_table = [["model", "share", "seeds", "difference", "from", "to (95 %)", ""]]
+    table = [["model", "share", "equal", *figures.CELLS, "parameters", "M mult-adds", "images/s"]]
+    paired_table = [["model", "share", "equal", "seeds", "difference", "from", "to (95 %)", ""]]
     for row in comparison.rows:
-        network = [row.model, f"{row.share} %"]
+        network = [row.model, f"{row.share:g} %", row.equal]
         size = figures.shown(row.parameters, ","), figures.shown(row.mult_adds, ".1f", 1e-6)
-        speed = figures.shown(row.inference_rate, ".0f"), figures.shown(row.at_vit_seconds, ".2f", 100)
-        table.append([*network, *figures.cells(**vars(row)), *size, *speed])
+        speed = figures.shown(row.inference_rate, ".0f")
+        table.append([*network, *figures.cells(**vars(row)), *size, speed])
         if row.pairs:
             paired_table.append([*network, str(row.pairs), *figures.difference_cells(row)])
     yield from figures.aligned(table)
-    yield "seconds: of training; images/s: inference; in ViT s: accuracy reached in the seconds of the ViT"
+    yield "seconds: of training; images/s: inference; equal: to the ViT in steps or in time"
     if len(paired_table) > 1:
         yield "\nViT minus the other, accuracy in percentage points, over the seeds that both have"
         yield from figures.aligned(paired_table)

@@ -155,26 +155,27 @@ def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys, 
     assert str(tmp_path) not in output.read_text()
     for share, images in ((50, 12), (100, 21)):  # 7 of each class; half of 7 is rounded up
         for name in ("vit", "cnn"):
-            row = record["rows"][f"{name} | {share} % | seed 0"]
+            row = record["rows"][f"{name} | {share} % | equal steps | seed 0"]
             assert row["train_images"] == images
+            shown = {12: 24, 21: 21}[images]  # an epoch of half of the images shows each twice
             assert row["images"] == 9
             assert row["history"][-1]["accuracy"] == pytest.approx(1 - row["errors"] / 9)
             assert [entry["epoch"] for entry in row["history"]] == [1, 2]
             assert 0 < row["history"][0]["seconds"] < row["history"][1]["seconds"]
             assert row["seconds"] == pytest.approx(row["history"][1]["seconds"], abs=1e-3)
-            assert row["train_rate"] == pytest.approx(2 * images / row["seconds"])
+            assert row["train_rate"] == pytest.approx(2 * shown / row["seconds"])
             assert row["inference_rate"] > 0
     said = capsys.readouterr().out
     assert said.count("within noise") == 2  # one seed can't tell
 
-    del record["rows"]["cnn | 50 % | seed 0"]
-    record["rows"]["vit | 50 % | seed 0"]["errors"] = 77  # would show if it were run again
+    del record["rows"]["cnn | 50 % | equal steps | seed 0"]
+    record["rows"]["vit | 50 % | equal steps | seed 0"]["errors"] = 77  # would show if it were run again
     output.write_text(json.dumps(record))
     assert main([*args, "--jobs", "1"]) == 0  # in a process of its own
     assert json.loads(output.read_text())["jobs"] == 1  # this call's
     again = json.loads(output.read_text())["rows"]
-    assert again["vit | 50 % | seed 0"]["errors"] == 77
-    assert again["cnn | 50 % | seed 0"]["train_images"] == 12
+    assert again["vit | 50 % | equal steps | seed 0"]["errors"] == 77
+    assert again["cnn | 50 % | equal steps | seed 0"]["train_images"] == 12
 
     assert main([*args, "--epochs", "3"]) == 2
     said = capsys.readouterr().err
@@ -188,7 +189,6 @@ def test_recorded_rows_without_times_are_gone_on_from(tmp_path):
     shutil.copy(path, tmp_path)
     recorded, said = read_results(path, compare.ComparisonResults), []
     rows = recorded.rows
-    assert rows["resnet18 | 100 % | seed 0"].seconds is None
     about = dataclasses.replace(recorded, machine=MACHINE, jobs=3, rows={})
     found = results.run_study(dict.fromkeys(rows), tmp_path / path.name, about, said.append)
     assert (found.rows, found.jobs, len(said)) == (rows, 3, len(rows))
@@ -213,7 +213,7 @@ def results_of(rows, recipe=None, images=IMAGES):
 
 def rows_of(name, accuracies, seconds, share=100, train_images=10):
     return {
-        f"{name} | {share} % | seed {seed}": compare.ComparisonRun(
+        f"{name} | {share} % | equal steps | seed {seed}": compare.ComparisonRun(
             model=name,
             share=share,
             seed=seed,
@@ -234,6 +234,38 @@ def rows_of(name, accuracies, seconds, share=100, train_images=10):
         )
         for seed, accuracy in accuracies.items()
     }
+
+
+def test_each_network_is_tuned_alike_and_trained_with_its_own_values(tmp_path, capsys, in_this_process):
+    zip_path = zip_folder(make_folder(tmp_path / "images", NEU_SIZES), tmp_path / "d.zip")
+    recipe, output = tmp_path / "tiny.toml", tmp_path / "o.json"
+    recipe.write_text("\n".join(SETTINGS))
+    args = ["compare", "--data", str(zip_path), "--recipe", str(recipe), "--output", str(output), "--tune"]
+    args += ["--seeds", "0", "--shares", "50", "--models", "vit", "cnn", "--equal", "steps", "time"]
+    assert main(args) == 0
+    tuning = json.loads((tmp_path / "o-tuning.json").read_text())["rows"]
+    found = json.loads(output.read_text())
+    for name, peak in (("vit", "muon_learning_rate"), ("cnn", "learning_rate")):
+        rows = [row for row in tuning.values() if row["model"] == name]
+        tried = {(row["values"][peak], row["values"]["mixup"]) for row in rows}
+        assert len(tried) == len(rows) == 6  # three rates, with and without mixup
+        best = min(rows, key=lambda row: (row["errors"], row["loss"]))
+        assert found["tuned"][name] == best["values"]
+        assert {row["images"] for row in rows} == {6}  # of the 21 training images: the test split is not seen
+    assert set(found["rows"]) == {
+        "vit | 50 % | equal steps | seed 0",
+        "cnn | 50 % | equal steps | seed 0",
+        "cnn | 50 % | equal time | seed 0",
+    }
+    assert "cnn     50 %   time" in capsys.readouterr().out
+
+
+def test_the_time_of_the_vit_is_met_by_the_number_of_epochs(monkeypatch):
+    seconds = {"vit": 0.1, "cnn": 0.04, "resnet18": 0.5}
+    monkeypatch.setattr(compare, "seconds_a_step", lambda setup, recipe: seconds[setup])
+    recipe = tiny(epochs=8)
+    epochs = {name: compare.in_the_time_of_the_vit(recipe, str, name).epochs for name in seconds}
+    assert epochs == {"vit": 8, "cnn": 20, "resnet18": 2}
 
 
 def test_summary_is_the_hand_count(tmp_path):
@@ -267,7 +299,6 @@ def test_summary_is_the_hand_count(tmp_path):
     # Student's t for 95 % and two degrees of freedom is 4.303 in any table; the standard error is 1 point.
     assert (cnn.low, cnn.high) == (pytest.approx(-0.04303, abs=1e-5), pytest.approx(0.04303, abs=1e-5))
     assert cnn.within_noise is True
-    assert cnn.at_vit_seconds == pytest.approx(0.46)  # 40 s: its first epoch, 30 s
     # +22, +22, +25 points: mean 23, standard deviation sqrt(3)
     assert resnet.difference == pytest.approx(0.23)
     assert (resnet.low, resnet.high) == (
@@ -275,20 +306,19 @@ def test_summary_is_the_hand_count(tmp_path):
         pytest.approx(0.27303, abs=1e-5),
     )
     assert resnet.within_noise is False
-    assert resnet.at_vit_seconds is None  # no epoch of it ends within 40 s
     assert (few.sd, few.low, few.within_noise) == (None, None, True)
 
     lines = list(compare.table_of(summary))
     assert sum("within noise" in line for line in lines) == 2
-    assert any(line.split()[:5] == ["resnet18", "100", "%", "3", "+23.00"] for line in lines)
+    assert any(line.split()[:6] == ["resnet18", "100", "%", "steps", "3", "+23.00"] for line in lines)
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         (["--models", "vit", "vgg"], "there is no network 'vgg'; there are vit, cnn, resnet18"),
-        (["--shares", "0"], "a share must be from 1 to 100"),
-        (["--shares", "50", "101"], "a share must be from 1 to 100"),
+        (["--shares", "0"], "a share must be above 0, to 100"),
+        (["--shares", "50", "101"], "a share must be above 0, to 100"),
         (["--jobs", "0"], "--jobs must be 1 or more"),
         (["--epochs", "0"], "epochs must be from 1"),
         (["--seeds", "-1"], "seed must be from 0"),
@@ -308,11 +338,11 @@ def test_bad_input_is_one_line(tmp_path, capsys, extra, message):
 def test_a_recipe_that_cannot_fit_in_the_memory_is_refused_before_any_run(
     tmp_path, capsys, images, monkeypatch
 ):
-    monkeypatch.setattr(machine, "available_memory", lambda device: 5e7)
+    monkeypatch.setattr(machine, "available_memory", lambda device: 2e7)
     output = tmp_path / "o.json"
     args = ["compare", "--data", str(tmp_path / "d"), "--output", str(output), "--models", "vit", "cnn"]
     assert main(args) == 2
-    assert "batch_size = 64 is too much" in capsys.readouterr().err
+    assert "batch_size = 32 is too much" in capsys.readouterr().err
     assert not output.exists()
 
 
