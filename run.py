@@ -41,7 +41,9 @@ def first_studies(options, precision, screen):
             free=options.free,
             say=screen.say,
         )
-    name, free = ("search", ()) if options.study else (options.recipe_name, options.free)
+    searched = found.search is not None
+    name = "search" if searched and found.search.best.changed else options.recipe_name
+    free = () if searched else options.free  # what was found stands
     return Start(NamedRecipe(name, recipe), found, precision, options.name, options.choices, sorted(free))
 
 

@@ -28,6 +28,8 @@ MOST_SHOWN = 1_000_000  # the ceiling: about half an hour on two cores
 # The probe: a linear classifier on the responses to random patches (Coates, Lee, Ng 2011).
 PROBED = 1_000  # images at most
 SIDE, PATCH, FILTERS, FOLDS, RIDGE = 40, 7, 32, 3, 0.1
+FEW = 300  # training images, below which more augmentation pays
+FEW_VALUES = {"crop": 0.25, "mixup": 0.2}
 SYMMETRIES = {"as they are": 1, "flipped": 4, "flipped and transposed": 8}  # and their views
 
 
@@ -80,6 +82,17 @@ def fit_length(images, recipe, free):
 def fit_recipe(split, recipe, free):
     """The Fit of a recipe to a training Split, in those of its values whose names are in `free`."""
     recipe, reasons = fit_length(len(split), recipe, free)
+    recipe, measured = _fit_invariances(split, recipe, free)
+    # Not where flips lose something: there a defect's place says something, too.
+    if len(split) < FEW and recipe.flip and (names := FEW_VALUES.keys() & free):
+        recipe = dataclasses.replace(recipe, **{name: FEW_VALUES[name] for name in names})
+        measured |= dict.fromkeys(sorted(names), f"{len(split)} training images are fewer than {FEW}")
+    return Fit(recipe, reasons | measured)
+
+
+def _fit_invariances(split, recipe, free):
+    """The Fit of `standardize`, `flip`, `transpose`: all that lose nothing of what tells classes apart."""
+    reasons = {}
     symmetries = {"flip", "transpose"} & free
     if not symmetries and "standardize" not in free:
         return Fit(recipe, reasons)

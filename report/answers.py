@@ -231,6 +231,15 @@ def _views(recipe):
     return (4 if recipe.flip else 1) * (2 if recipe.transpose else 1) if recipe.test_views else 1
 
 
+def _fitted(record):
+    """[([(hyperparameter, value)], reason)] of the values that were fitted to the images."""
+    values, reasons = record.recipe.values, record.recipe.reasons
+    return [
+        ([(name, getattr(values, name)) for name, why in reasons.items() if why == reason], reason)
+        for reason in dict.fromkeys(reasons.values())
+    ]
+
+
 def _harder(recipe):
     """What makes training images harder than test images, in words."""
     augmented = recipe.flip or recipe.crop or recipe.brightness or recipe.contrast
@@ -252,6 +261,7 @@ LOOKUPS = {name: attrgetter(path) for name, path in PARTS.items()} | {
     "inner_dim": lambda r: r.recipe.values.heads * r.recipe.values.dim_head,
     "views": lambda r: _views(r.recipe.values),
     "harder": lambda r: _harder(r.recipe.values),
+    "fitted": _fitted,
     "standard_recipe": lambda r: r.recipe.name in ("default", "best"),
     "distance_trend": _distance_trend,
     "looks_nearer": _looks_nearer,

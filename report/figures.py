@@ -275,11 +275,14 @@ def draw_shares(comparison):
     figure, axes = plt.subplots(figsize=(4.6, 2.5))
     counts = sorted({row.train_images for row in comparison.rows if row.runs})
     for name, style in LINES.items():
-        rows = [(r.train_images, 100 * r.accuracy, 100 * (r.sd or 0)) for r in comparison.rows
-                if r.model == name and r.runs]  # fmt: skip
-        if rows:
-            look = {"markersize": 4.5, "linewidth": 1.3, "capsize": 2.5, **style}
-            axes.errorbar(*zip(*sorted(rows)), label=NETWORKS[name], **look)
+        for equal in ("steps", "time"):
+            rows = [(r.train_images, 100 * r.accuracy, 100 * (r.sd or 0)) for r in comparison.rows
+                    if (r.model, r.equal) == (name, equal) and r.runs]  # fmt: skip
+            if rows:
+                look = {"markersize": 4.5, "linewidth": 1.3, "capsize": 2.5, **style}
+                look |= {"linestyle": ":"} if equal == "time" else {}
+                label = NETWORKS[name] if name == "vit" else f"{NETWORKS[name]}, equal {equal}"
+                axes.errorbar(*zip(*sorted(rows)), label=label, **look)
     axes.set_xscale("log")
     axes.set_xticks(counts, [f"{n:,}" for n in counts])
     axes.set_xticks([], minor=True)

@@ -77,11 +77,19 @@ def test_the_probe_learns_nothing_where_there_is_nothing_to_learn():
 def test_what_a_user_sets_stands():
     assert free_names("default", [("flip", True), ("epochs", 5)]) == FITTED - {"flip", "epochs"}
     assert free_names("best", []) == frozenset()  # a recipe that is named stands as it is
-    fit = fitting.fit_recipe(split_of(wedge), RECIPE, FITTED - {"flip", "transpose", "repeats"})
+    fit = fitting.fit_recipe(split_of(wedge), RECIPE, FITTED - {"flip", "transpose", "repeats", "mixup"})
     assert fit.recipe.flip and not fit.recipe.transpose
-    assert fit.recipe.repeats == 1
-    assert set(fit.reasons) == {"epochs", "standardize"}
+    assert (fit.recipe.repeats, fit.recipe.mixup) == (1, RECIPE.mixup)
+    assert set(fit.reasons) == {"epochs", "standardize", "crop"}
     assert fitting.fit_recipe(split_of(wedge), RECIPE, frozenset()) == (RECIPE, {})
+
+
+def test_few_images_are_augmented_more_unless_their_place_says_something():
+    few, many = split_of(grain), split_of(grain, count=fitting.FEW // 2)
+    for split, draws in ((few, "grain"), (split_of(wedge), "wedge"), (many, "many")):
+        recipe = fitting.fit_recipe(split, RECIPE, FITTED).recipe
+        more = draws == "grain"
+        assert (recipe.crop > RECIPE.crop, recipe.mixup > 0) == (more, more), draws
 
 
 @pytest.mark.parametrize("images", [2, 30, 126, 1260, 9_000, 60_000, 300_000, 5_000_000])

@@ -438,10 +438,10 @@ def comparison_of(*differences, **more):
     for share, (images, difference, low, high) in zip((100, 10), differences):
         for model, pairs in (("vit", 0), ("cnn", 3)):
             ahead = (difference, low, high, low <= 0 <= high) if pairs else (None, None, None, None)
-            measured = (images, 0.9, 0.01, 40_000, 2_000_000, 8.0, 900.0, 900.0, None, pairs)
-            rows.append(ComparisonRow(model, share, 3, 0, *measured, *ahead))
+            measured = (images, 0.9, 0.01, 40_000, 2_000_000, 8.0, 900.0, 900.0, pairs)
+            rows.append(ComparisonRow(model, share, "steps", 3, 0, *measured, *ahead))
     recipe = dataclasses.asdict(Recipe()) | {"epochs": 15}
-    return Comparison(recipe=recipe, rows=rows, **ABOUT, **more)
+    return Comparison(recipe=recipe, tuned={}, rows=rows, **ABOUT, **more)
 
 
 def with_studies(record, **studies):
@@ -482,7 +482,7 @@ def test_question_7_calls_noise_noise_and_names_what_is_beyond_it(record):
     lines = answers.answer_texts(changed)["q07"][1].replace("\\", "").splitlines()
     rows = [line.split("|") for line in lines if line[:2] == "| "]
     table = {row[1].strip(): row[5].strip() for row in rows}
-    assert table["Encoder blocks"] == "6 → 9: 0.0 n.s."
+    assert table["Encoder blocks"] == "3 → 9: 0.0 n.s."
     assert table["MLP width"] == "256 → 9: −20.0"
     assert table["Heads"] == "4 → 9: +3.5"
     assert table["Image size, pixels"] == ""
@@ -550,7 +550,11 @@ def test_figures_of_studies_have_captions_links_and_all_numbers_in_words(record,
     page = drawn(with_studies(record, diary=diary, comparison=comparison), bundle)
     for name, words, caption in (
         ("diary", "MLP width 9: −20.0 (−21.3 to −18.7)", "validation accuracy of 94.0 % that"),
-        ("shares", "CNN, 100 images: 90.0", "standard deviation over seeds, 15 epochs. Recorded on other"),
+        (
+            "shares",
+            "CNN, equal steps, 100 images: 90.0",
+            "standard deviation over seeds, 15 epochs. Recorded on other",
+        ),
     ):
         figure = page.split(f'<figure class="plot" id="{name}">')[1].split("</figure>")[0]
         assert words in figure.split('alt="')[1].split('"')[0]
