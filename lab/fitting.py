@@ -28,8 +28,9 @@ MOST_SHOWN = 1_000_000  # the ceiling: about half an hour on two cores
 # The probe: a linear classifier on the responses to random patches (Coates, Lee, Ng 2011).
 PROBED = 1_000  # images at most
 SIDE, PATCH, FILTERS, FOLDS, RIDGE = 40, 7, 32, 3, 0.1
-FEW = 300  # training images, below which more augmentation pays
-FEW_VALUES = {"crop": 0.25, "mixup": 0.2}
+# Where flips lose nothing, a defect's place says nothing, and larger shifts pay.
+CROPS = {True: 0.25, False: 0.06}
+FEW, FEW_MIXUP = 100, 0.2  # training images below which blending pairs of them pays
 SYMMETRIES = {"as they are": 1, "flipped": 4, "flipped and transposed": 8}  # and their views
 
 
@@ -83,24 +84,23 @@ def fit_recipe(split, recipe, free):
     """The Fit of a recipe to a training Split, in those of its values whose names are in `free`."""
     recipe, reasons = fit_length(len(split), recipe, free)
     recipe, measured = _fit_invariances(split, recipe, free)
-    # Not where flips lose something: there a defect's place says something, too.
-    if len(split) < FEW and recipe.flip and (names := FEW_VALUES.keys() & free):
-        recipe = dataclasses.replace(recipe, **{name: FEW_VALUES[name] for name in names})
-        measured |= dict.fromkeys(sorted(names), f"{len(split)} training images are fewer than {FEW}")
+    if len(split) < FEW and "mixup" in free:
+        recipe = dataclasses.replace(recipe, mixup=FEW_MIXUP)
+        measured["mixup"] = f"{len(split)} training images are fewer than {FEW}"
     return Fit(recipe, reasons | measured)
 
 
 def _fit_invariances(split, recipe, free):
-    """The Fit of `standardize`, `flip`, `transpose`: all that lose nothing of what tells classes apart."""
+    """The Fit of `standardize`, `flip`, `transpose` and `crop`, to what tells the classes apart."""
     reasons = {}
-    symmetries = {"flip", "transpose"} & free
+    symmetries = {"flip", "transpose", "crop"} & free
     if not symmetries and "standardize" not in free:
         return Fit(recipe, reasons)
     rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:PROBED]
     labels, pixels = split.labels[rows], split.pixels[split.rows[rows]]
     if torch.bincount(labels).max() < FOLDS:
         few = "too few images a class to measure what is lost by it"
-        return Fit(recipe, reasons | {name: few for name in sorted(symmetries | {"standardize"} & free)})
+        return Fit(recipe, dict.fromkeys(sorted(symmetries | {"standardize"} & free), few))
     cut = cut_folds(labels, [split.digests[row] for row in rows], FOLDS)
     folds = [tuple(map(torch.from_numpy, sides)) for sides in cut]
     errors = {kept: _errors(_shrink(pixels, kept), labels, folds) for kept in (True, False)}
@@ -116,7 +116,7 @@ def _fit_invariances(split, recipe, free):
     if symmetries:
         found = errors[recipe.standardize]
         chosen = max(i for i, share in enumerate(found) if share <= found[0])  # all that lose nothing
-        values = {"flip": chosen > 0, "transpose": chosen > 1}
+        values = {"flip": chosen > 0, "transpose": chosen > 1, "crop": CROPS[chosen > 0]}
         recipe = dataclasses.replace(recipe, **{name: values[name] for name in symmetries})
         words = ", ".join(f"on {share:.1%} {name}" for name, share in zip(SYMMETRIES, found))
         reasons |= {name: f"a linear classifier errs {words} ({among})" for name in sorted(symmetries)}

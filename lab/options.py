@@ -24,7 +24,8 @@ examples:
 
 other commands: python -m study --help (recipes: search, compare), python -m verify --help (many bundles)
 
-hyperparameters for --set (defaults of the recipe `default`):
+hyperparameters for --set (defaults of the recipe `default`, which fits channels, standardize, flip,
+transpose, crop, mixup, epochs and repeats to the images unless they are set):
 """
 
 
@@ -155,7 +156,8 @@ def _add_data(parser):
 def _add_training(parser):
     group = parser.add_argument_group("how to train")
     names = ", ".join(named_recipes())
-    group.add_argument("--recipe", metavar="NAME", default="default", help=f"{names}, or a .toml file")
+    about = f"{names}, or a .toml file (default: default, which is fitted to the images)"
+    group.add_argument("--recipe", metavar="NAME", default="default", help=about)
     group.add_argument(
         "--set",
         metavar="NAME=VALUE",

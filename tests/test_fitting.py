@@ -84,12 +84,11 @@ def test_what_a_user_sets_stands():
     assert fitting.fit_recipe(split_of(wedge), RECIPE, frozenset()) == (RECIPE, {})
 
 
-def test_few_images_are_augmented_more_unless_their_place_says_something():
-    few, many = split_of(grain), split_of(grain, count=fitting.FEW // 2)
-    for split, draws in ((few, "grain"), (split_of(wedge), "wedge"), (many, "many")):
-        recipe = fitting.fit_recipe(split, RECIPE, FITTED).recipe
-        more = draws == "grain"
-        assert (recipe.crop > RECIPE.crop, recipe.mixup > 0) == (more, more), draws
+def test_shifts_are_large_where_the_place_says_nothing_and_few_images_are_blended():
+    grains, wedges = (fitting.fit_recipe(split_of(draw), RECIPE, FITTED).recipe for draw in (grain, wedge))
+    assert grains.crop > 0.2 > 0.1 > wedges.crop
+    assert grains.mixup > 0
+    assert fitting.fit_recipe(split_of(grain, count=fitting.FEW // 2), RECIPE, FITTED).recipe.mixup == 0
 
 
 @pytest.mark.parametrize("images", [2, 30, 126, 1260, 9_000, 60_000, 300_000, 5_000_000])
