@@ -9,6 +9,7 @@ command goes on where it stopped.
 """
 
 import argparse
+import dataclasses
 import statistics
 import sys
 from dataclasses import dataclass, field
@@ -19,9 +20,9 @@ from typing import ClassVar
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from lab.errors import InputError
-from lab.recipe import load_recipe
+from lab.recipe import free_names, load_recipe
 from study.results import Results, open_results, run_all
-from study.runs import Where, cached_images, train_and_score
+from study.runs import Where, cached_images, fit, train_and_score
 from study.trials import TrialRun
 
 
@@ -59,6 +60,9 @@ def main(argv=None):
         for split in args.split_seeds:
             for seed in args.seeds:
                 recipe = load_recipe(args.recipe, [("seed", seed), ("split_seed", split)])
+                if seed == args.seeds[0]:  # the seed of the training changes nothing in what is fitted
+                    fitted = fit(where, recipe, free_names(args.recipe, []))
+                recipe = dataclasses.replace(fitted, seed=seed)
                 work[f"split {split} | seed {seed}"] = partial(one_run, where, recipe)
         what = f"test accuracy of the recipe {args.recipe}"
         about = SeedResults(what=what, machine=where.machine(), jobs=args.jobs)

@@ -19,11 +19,11 @@ from lab.recipe import Recipe
 LOOKED_AT, COLOURED = 60, 0.05  # images whose colours are looked at, and the share that makes a set coloured
 MANY_PIXELS = 10_000_000  # of an image that is not looked at
 
-# The length, in images shown: about a minute of training on two cores (study/recorded/README.md).
-SHOWN = 30_000
+# The length, in images shown: LONG, about two minutes on two cores, but each image FEWEST to MOST times. The
+# floor is half of LONG, the ceiling about half an hour. How it was chosen: study/recorded/README.md.
+LONG, FLOOR, CEILING = 60_000, 30_000, 1_000_000
+FEWEST, MOST = 24, 48
 EPOCH = 1_200  # what an epoch shows of a smaller set, by repeating its images
-FEWEST_EPOCHS = 10  # of a set so large that SHOWN has it fewer times
-MOST_SHOWN = 1_000_000  # the ceiling: about half an hour on two cores
 
 # The probe: a linear classifier on the responses to random patches (Coates, Lee, Ng 2011).
 PROBED = 1_000  # images at most
@@ -68,12 +68,12 @@ def fit_length(images, recipe, free):
     values = {}
     if "repeats" in free:
         values["repeats"] = max(1, round(EPOCH / images))
-    each = images * values.get("repeats", recipe.repeats)
+    epoch = images * values.get("repeats", recipe.repeats)
     if "epochs" in free:
-        most = max(1, MOST_SHOWN // each)
-        values["epochs"] = min(max(math.ceil(SHOWN / each), FEWEST_EPOCHS), most)
+        shown = min(max(FLOOR, FEWEST * images, min(LONG, MOST * images)), CEILING)
+        values["epochs"] = max(1, round(shown / epoch))
     recipe = dataclasses.replace(recipe, **values)
-    shown = each * recipe.epochs
+    shown = epoch * recipe.epochs
     why = (
         f"{images:,} training images are shown {recipe.epochs * recipe.repeats} times each, {shown:,} in all"
     )

@@ -61,7 +61,7 @@ class Recipe:
     test_views: bool = _value(True, "test: average over the flips and turns trained with")
 
     # The optimisation.
-    epochs: int = _value(24, "epochs, each scored on the test images", 1, 100_000)
+    epochs: int = _value(48, "epochs, each scored on the test images", 1, 100_000)
     repeats: int = _value(1, "times that an epoch shows each training image", 1, 100_000)
     batch_size: int = _value(32, "images a step", 1, 1_000_000)
     muon_learning_rate: float = _value(0.01, "peak for the matrices; 0: AdamW for them too", 0.0, 10.0)

@@ -174,7 +174,7 @@ def tune_one(where, recipe, name, values):
 
 
 def tune(where, recipe, networks, output, say=print):
-    """Try GRID for each network, in the time that the ViT takes -> {network: its best values}."""
+    """Try GRID for each network, in the time of the ViT -> {network: its best values}, of all in `output`."""
     own = {key: value for key, value in recipe.as_dict().items() if key != "seed"}
     about = TuningResults(**where.about(recipe, vit="vit" in networks), recipe=own)
     work = {}
@@ -183,15 +183,11 @@ def tune(where, recipe, networks, output, say=print):
             values = values_of(name, recipe, rate, mixup)
             key = f"{name} | " + ", ".join(f"{key} {value:g}" for key, value in values.items())
             work[key] = partial(tune_one, where, recipe, name, values)
-    rows = run_study(work, output, about, say).rows
-    return {
-        name: min(
-            (row for row in rows.values() if row.model == name and not row.failed),
-            key=lambda row: (row.errors, row.loss),
-        ).values
-        for name in networks
-        if any(row.model == name and not row.failed for row in rows.values())
-    }
+    rows = [row for row in run_study(work, output, about, say).rows.values() if not row.failed]
+    best = {}  # also of networks that an earlier call tuned
+    for row in sorted(rows, key=lambda row: (row.errors, row.loss)):
+        best.setdefault(row.model, row.values)
+    return best
 
 
 def run_one(where, recipe, name, share, equal="steps"):

@@ -76,8 +76,11 @@ def make_studies(
         if comparison == FRESH:
             say("ViT beside a CNN: Ctrl-C stops it, and the same command goes on")
             short = dataclasses.replace(recipe, epochs=min(recipe.epochs, COMPARED_EPOCHS))
-            output = folder / "comparison.json"
-            found.comparison = compare.compare(where, short, SEEDS, SHARES, ("vit", "cnn"), output, say)
+            networks, output = ("vit", "cnn"), folder / "comparison.json"
+            tuned = compare.tune(where, short, networks, folder / "comparison-tuning.json", say)
+            found.comparison = compare.compare(
+                where, short, SEEDS, SHARES, networks, output, say, equals=compare.EQUALS, tuned=tuned
+            )
     return recipe, found
 
 
