@@ -183,9 +183,8 @@ def augment(images, settings, generator):
     """Random changes to float images (b, c, side, side) in [0, 1], each image with its own numbers."""
     b, side = len(images), images.shape[-1]
     rand = partial(torch.rand, generator=generator, device=images.device)
-    if settings.flip:
-        images = torch.where(rand(b, 1, 1, 1) < 0.5, images.flip(-1), images)  # a coin for each image
-        images = torch.where(rand(b, 1, 1, 1) < 0.5, images.flip(-2), images)
+    for dim in (-1, -2) if settings.flip else ():
+        images = torch.where(rand(b, 1, 1, 1) < 0.5, images.flip(dim), images)  # a coin for each image
     if settings.transpose:
         images = torch.where(rand(b, 1, 1, 1) < 0.5, images.mT, images)
     if (pad := round(settings.crop * side)) > 0:  # shift by up to `pad` pixels; mirrored pixels come in
@@ -200,17 +199,8 @@ def augment(images, settings, generator):
 
 
 def normalize(images, standardize):
-    """Float images (b, c, h, w) in [0, 1] -> mean 0, variance 1 each; or (x - 0.5) / 0.5, the template's."""
-    # A LayerNorm over all of an image, without weights; its eps keeps a blank image finite.
+    """Float images in [0, 1] -> mean 0, variance 1 each (a LayerNorm without weights); or (x - 0.5) / 0.5."""
     return F.layer_norm(images, images.shape[1:], eps=1e-6) if standardize else (images - 0.5) / 0.5
-
-
-def repeat_images(split, settings):
-    """The training Split with each image `repeats` times, those of rare classes more often."""
-    counts = torch.bincount(split.labels)[split.labels]
-    # Repeat factor sampling (Gupta et al. 2019, arXiv:1908.03195): (most / n) ** balance for a class of n.
-    times = settings.repeats * (counts.max() / counts) ** settings.balance
-    return split.take(torch.arange(len(split)).repeat_interleave(times.round().long()))
 
 
 def mixup(images, targets, alpha, rng):
@@ -225,8 +215,11 @@ class BatchLoader:
     """Batches of a Split: images (b, c, side, side), and targets (b) or with mixup shares (b, classes)."""
 
     def __init__(self, split, settings, device, train=False):
-        self.dataset = repeat_images(split, settings) if train else split
-        self.settings, self.device, self.train = settings, device, train
+        if train:  # rare classes are shown more often (repeat factors, Gupta et al. 2019, arXiv:1908.03195)
+            counts = torch.bincount(split.labels)[split.labels]
+            times = settings.repeats * (counts.max() / counts) ** settings.balance
+            split = split.take(torch.arange(len(split)).repeat_interleave(times.round().long()))
+        self.dataset, self.settings, self.device, self.train = split, settings, device, train
         self.generator = torch.Generator(device).manual_seed(settings.seed)
         self.rng = np.random.default_rng(settings.seed)
 
