@@ -206,9 +206,8 @@ def normalize(images, standardize):
 def mixup(images, targets, alpha, rng):
     """Blend images (b, c, h, w) and targets (b, classes) in pairs (Zhang et al. 2018, arXiv:1710.09412)."""
     partner = torch.from_numpy(rng.permutation(len(images))).to(images.device)
-    share = torch.from_numpy(rng.beta(alpha, alpha, (len(images), 1))).to(images)
-    lam = share[..., None, None]
-    return lam * images + (1 - lam) * images[partner], share * targets + (1 - share) * targets[partner]
+    lam = torch.from_numpy(rng.beta(alpha, alpha, (len(images), 1, 1, 1))).to(images)
+    return torch.lerp(images[partner], images, lam), torch.lerp(targets[partner], targets, lam[:, 0, 0])
 
 
 class BatchLoader:

@@ -138,8 +138,7 @@ def fit(model, optimizers, schedulers, train_loader, test_loader, settings, trai
         scaler=None, precision=torch.float32, first_epoch=1, micro_batch=None):  # fmt: skip
     """Train for the settings' epochs, scoring the test images after each; yields an Epoch each time.
 
-    The test score decides nothing: no choice of epoch, no early stop. After the last epoch, whose score
-    is the result, it is taken in float32, so that other machines can repeat it, and over all symmetries.
+    The test score decides nothing. The last, the result, is in float32, to be repeated, and over symmetries.
     """
     for number in range(first_epoch, settings.epochs + 1):
         print("Epoch:", number)
