@@ -80,7 +80,7 @@ class ComparisonRow:
 
     model: str
     share: float
-    equal: str  # to the ViT: "steps" or "time"
+    equal: str  # to the ViT: "steps", "time" or, in old records, "epochs"
     runs: int
     failed: int
     train_images: int | None

@@ -115,7 +115,9 @@ def _fit_invariances(split, recipe, free):
         )
     if symmetries:
         found = errors[recipe.standardize]
-        chosen = max(i for i, share in enumerate(found) if share <= found[0])  # all that lose nothing
+        # All that lose nothing, within a standard error of the difference (Breiman et al. 1984).
+        errors_of = [math.sqrt((share + found[0]) / len(labels)) for share in found]
+        chosen = max(i for i, share in enumerate(found) if share - found[0] <= errors_of[i])
         values = {"flip": chosen > 0, "transpose": chosen > 1, "crop": CROPS[chosen > 0]}
         recipe = dataclasses.replace(recipe, **{name: values[name] for name in symmetries})
         words = ", ".join(f"on {share:.1%} {name}" for name, share in zip(SYMMETRIES, found))

@@ -31,6 +31,7 @@ NETWORKS = ("vit", "cnn", "resnet18")  # in the order of tables; study.cnn.MAKER
 SIZES = ("train_images", "parameters", "mult_adds")  # the same for all seeds
 SPEEDS = ("train_rate", "inference_rate")  # of which a table has the means
 EQUALS = ("steps", "time")
+RECORDED_EQUAL = "epochs"  # of rows before there was a choice: fewer steps on fewer images
 # Tried for each network: multiples of the recipe's peak learning rate, and mixup.
 GRID = [(rate, mixup) for rate in (1 / 3, 1, 3) for mixup in (0.0, 0.4)]
 TUNED_SHARE, TUNED_FOLDS = 25, 4  # percent of the training images that it is tuned on, and its parts
@@ -56,7 +57,7 @@ class ComparisonRun(Run):
     share: float
     seed: int
     threads: int
-    equal: str = "steps"
+    equal: str = RECORDED_EQUAL
     epochs: int | None = None
     train_images: int | None = None
     parameters: int | None = None
@@ -269,7 +270,9 @@ def summary(results):
     groups = figures.grouped(results.rows.values(), ("share", "equal", "model"), "seed")
     vits = {share: group for (share, _, name), group in groups.items() if name == "vit"}
     table = []
-    order = sorted(groups, key=lambda key: (-key[0], EQUALS.index(key[1]), NETWORKS.index(key[2])))
+    order = sorted(
+        groups, key=lambda key: (-key[0], (*EQUALS, RECORDED_EQUAL).index(key[1]), NETWORKS.index(key[2]))
+    )
     for share, equal, name in order:
         group = groups[share, equal, name]
         runs, vit = figures.whole(group), {} if name == "vit" else vits.get(share, {})

@@ -217,6 +217,7 @@ def rows_of(name, accuracies, seconds, share=100, train_images=10):
             model=name,
             share=share,
             seed=seed,
+            equal="steps",
             threads=1,
             date=f"2026-01-0{1 + seed}",
             errors=round(100 - 100 * accuracy),

@@ -140,7 +140,8 @@ def test_studies_within_the_run_are_made_with_its_recipe_device_precision_and_li
     assert found.search.searched == ["crop"]
     assert found.search.recipe == recipe
     assert [(row.name, row.value, row.runs) for row in found.diary.rows] == [("depth", 1, 2)]
-    assert [(row.model, row.runs) for row in found.comparison.rows] == [("vit", 1), ("cnn", 1)]
+    assert [(row.model, row.runs) for row in found.comparison.rows] == [("vit", 1), ("cnn", 1), ("cnn", 1)]
+    assert [row.equal for row in found.comparison.rows] == ["steps", "steps", "time"]
     assert found.comparison.recipe["epochs"] == 2
     assert not [line for line in said if "--" in line]  # no flag of another command
     _, again = findings.make_studies(folder, source, recipe, settings, budget="1", **asked)

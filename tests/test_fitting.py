@@ -74,6 +74,13 @@ def test_the_probe_learns_nothing_where_there_is_nothing_to_learn():
     assert all(0.25 <= share <= 0.75 for share in errors)
 
 
+def test_a_loss_within_the_noise_of_few_images_is_none(monkeypatch):
+    """30 of 60 held-out images wrong, 33 with flips: a difference that says nothing; 50 says something."""
+    for flipped, kept in ((0.55, True), (50 / 60, False)):
+        monkeypatch.setattr(fitting, "_errors", lambda *_, share=flipped: [0.5, share, 1.0])
+        assert fitting.fit_recipe(split_of(grain), RECIPE, FITTED).recipe.flip is kept
+
+
 def test_what_a_user_sets_stands():
     assert free_names("default", [("flip", True), ("epochs", 5)]) == FITTED - {"flip", "epochs"}
     assert free_names("best", []) == frozenset()  # a recipe that is named stands as it is

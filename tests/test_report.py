@@ -520,6 +520,14 @@ def test_question_8_says_who_is_ahead_only_beyond_noise(record, difference, word
     assert "not measured in this run" in text
 
 
+def test_question_8_draws_no_conclusion_about_few_images_from_equal_epochs(record):
+    comparison = comparison_of((1000, 0.0, -0.01, 0.01), (100, -0.1, -0.2, -0.05), file="c.json")
+    rows = [dataclasses.replace(row, equal="epochs") for row in comparison.rows]
+    text = written(with_studies(record, comparison=dataclasses.replace(comparison, rows=rows)), "q08")
+    assert "to be preferred" not in text
+    assert "with fewer images they have fewer steps" in text
+
+
 def test_question_7_tells_of_a_search(record):
     search = Search(
         recipe=Recipe(epochs=15), searched=["depth", "dim"], folds=1, seconds=60.0,
