@@ -20,9 +20,7 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from sklearn.metrics import f1_score
-
-from lab import fitting, intake, training
+from lab import fitting, intake, scores, training
 from lab.errors import InputError
 from lab.recipe import FITTED, load_recipe
 from study import runs
@@ -65,7 +63,8 @@ def one_run(where, path, count, name, seed):
     fit = fitting.fit_recipe(part, recipe, FITTED - {"channels"})
     setup = training.prepare(part, images.test, fit.recipe, device, precision)
     *_, last = training.epochs(setup, fit.recipe)
-    truth, answers = images.test.labels.numpy(), last.logits.argmax(-1).cpu().numpy()
+    test = images.test
+    scored = scores.score(last.logits.cpu().numpy(), test.labels.numpy(), test.classes, test.files)
     return DatasetRun(
         **runs.scores_of(last, images.test),
         data=name,
@@ -73,7 +72,7 @@ def one_run(where, path, count, name, seed):
         seconds=time.perf_counter() - start,
         precision=precision,
         train_images=len(part),
-        macro_f1=float(f1_score(truth, answers, average="macro")),
+        macro_f1=scored.macro_f1,
         steps=len(setup.train_loader) * fit.recipe.epochs,
         fitted={name: getattr(fit.recipe, name) for name in sorted(FITTED)},
     )

@@ -58,10 +58,9 @@ def main(argv=None):
     where, work, rows = Where(args.data, jobs=args.jobs), {}, {}
     try:
         for split in args.split_seeds:
+            recipe = load_recipe(args.recipe, [("split_seed", split)])
+            fitted = fit(where, recipe, free_names(args.recipe, []))
             for seed in args.seeds:
-                recipe = load_recipe(args.recipe, [("seed", seed), ("split_seed", split)])
-                if seed == args.seeds[0]:  # the seed of the training changes nothing in what is fitted
-                    fitted = fit(where, recipe, free_names(args.recipe, []))
                 recipe = dataclasses.replace(fitted, seed=seed)
                 work[f"split {split} | seed {seed}"] = partial(one_run, where, recipe)
         what = f"test accuracy of the recipe {args.recipe}"

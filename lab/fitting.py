@@ -6,6 +6,7 @@ of the run, with a reason that the report prints.
 
 import dataclasses
 import math
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +15,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lab.groups import cut_folds
+from lab.limits import MANY_PIXELS
 from lab.recipe import Recipe
+from train import symmetries
 
 LOOKED_AT, COLOURED = 60, 0.05  # images whose colours are looked at, and the share that makes a set coloured
-MANY_PIXELS = 10_000_000  # of an image that is not looked at
 
 # The length, in images shown: LONG, about two minutes on two cores, but each image FEWEST to MOST times. The
 # floor is half of LONG, the ceiling about half an hour. How it was chosen: study/recorded/README.md.
@@ -31,7 +33,7 @@ SIDE, PATCH, FILTERS, FOLDS, RIDGE = 40, 7, 32, 3, 0.1
 # Where flips lose nothing, a defect's place says nothing, and larger shifts pay.
 CROPS = {True: 0.25, False: 0.06}
 FEW, FEW_MIXUP = 100, 0.2  # training images below which blending pairs of them pays
-SYMMETRIES = {"as they are": 1, "flipped": 4, "flipped and transposed": 8}  # and their views
+SYMMETRIES, VIEWS = ("as they are", "flipped", "flipped and transposed"), (1, 4, 8)  # how many of each
 
 
 class Fit(NamedTuple):
@@ -41,14 +43,19 @@ class Fit(NamedTuple):
     reasons: dict[str, str]
 
 
-def fit_colour(paths, recipe, free):
-    """The Fit of `channels` to image files, some of which are looked at."""
+def count_coloured(paths):
+    """(how many have colours, how many were looked at) of image files, every so many of them."""
+    sample = paths[:: len(paths) // LOOKED_AT + 1]
+    return sum(map(is_coloured, sample)), len(sample)
+
+
+def fit_colour(coloured, recipe, free):
+    """The Fit of `channels`; coloured: as of `count_coloured`."""
     if "channels" not in free:
         return Fit(recipe, {})
-    sample = paths[:: len(paths) // LOOKED_AT + 1]
-    seen = sum(map(is_coloured, sample))
-    recipe = dataclasses.replace(recipe, channels=3 if seen > COLOURED * len(sample) else 1)
-    return Fit(recipe, {"channels": f"{seen} of {len(sample)} images looked at have colours"})
+    seen, looked_at = coloured
+    recipe = dataclasses.replace(recipe, channels=3 if seen > COLOURED * looked_at else 1)
+    return Fit(recipe, {"channels": f"{seen} of {looked_at} images looked at have colours"})
 
 
 def is_coloured(path):
@@ -70,8 +77,8 @@ def fit_length(images, recipe, free):
         values["repeats"] = max(1, round(EPOCH / images))
     epoch = images * values.get("repeats", recipe.repeats)
     if "epochs" in free:
-        shown = min(max(FLOOR, FEWEST * images, min(LONG, MOST * images)), CEILING)
-        values["epochs"] = max(1, round(shown / epoch))
+        wanted = min(max(FLOOR, FEWEST * images, min(LONG, MOST * images)), CEILING)
+        values["epochs"] = max(1, round(wanted / epoch))
     recipe = dataclasses.replace(recipe, **values)
     shown = epoch * recipe.epochs
     why = (
@@ -103,10 +110,9 @@ def _fit_invariances(split, recipe, free):
         return Fit(recipe, dict.fromkeys(sorted(symmetries | {"standardize"} & free), few))
     cut = cut_folds(labels, [split.digests[row] for row in rows], FOLDS)
     folds = [tuple(map(torch.from_numpy, sides)) for sides in cut]
-    errors = {kept: _errors(_shrink(pixels, kept), labels, folds) for kept in (True, False)}
     among = f"{len(labels)} held-out training images, mean of the classes"
     if "standardize" in free:
-        few, raw = errors[True][0], errors[False][0]
+        few, raw = (_errors(_shrink(pixels, kept), labels, folds, [1])[0] for kept in (True, False))
         # Light is kept where losing it doubles the errors, and beyond two standard errors of the difference.
         lost = few > 2 * raw and few - raw > 2 * math.sqrt((few + raw) / len(labels))
         recipe = dataclasses.replace(recipe, standardize=not lost)
@@ -114,10 +120,10 @@ def _fit_invariances(split, recipe, free):
             f"a linear classifier errs on {few:.1%} standardised, on {raw:.1%} not ({among})"
         )
     if symmetries:
-        found = errors[recipe.standardize]
+        found = _errors(_shrink(pixels, recipe.standardize), labels, folds)
         # All that lose nothing, within a standard error of the difference (Breiman et al. 1984).
-        errors_of = [math.sqrt((share + found[0]) / len(labels)) for share in found]
-        chosen = max(i for i, share in enumerate(found) if share - found[0] <= errors_of[i])
+        noise = [math.sqrt((share + found[0]) / len(labels)) for share in found]
+        chosen = max(i for i, share in enumerate(found) if share - found[0] <= noise[i])
         values = {"flip": chosen > 0, "transpose": chosen > 1, "crop": CROPS[chosen > 0]}
         recipe = dataclasses.replace(recipe, **{name: values[name] for name in symmetries})
         words = ", ".join(f"on {share:.1%} {name}" for name, share in zip(SYMMETRIES, found))
@@ -158,12 +164,13 @@ def _features(images, filters):
     return torch.cat(parts)
 
 
-def _errors(images, labels, folds):
-    """The share of errors on held-out images, mean of the classes, with the views of each of SYMMETRIES."""
-    filters, dims = _filters(images), ((), (-1,), (-2,), (-1, -2))
-    views = [_features(turned.flip(d), filters) for turned in (images, images.mT) for d in dims]
+def _errors(images, labels, folds, counts=VIEWS):
+    """The share of errors on held-out images, mean of the classes, with the first `counts` of all views."""
+    filters = _filters(images)
+    every = SimpleNamespace(test_views=True, flip=True, transpose=True)
+    views = [_features(view, filters) for view in symmetries(images, every)[: max(counts)]]
     shares = []
-    for count in SYMMETRIES.values():
+    for count in counts:
         wrong = torch.zeros(len(labels))
         for rest, held_out in folds:
             wrong[held_out] = (_answers(views[:count], labels, rest, held_out) != labels[held_out]).float()

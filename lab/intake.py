@@ -26,11 +26,11 @@ from lab import archives, fitting, layout, synthetic
 from lab.errors import InputError, told
 from lab.files import place, write_whole
 from lab.groups import compile_group, group_images
-from lab.limits import LIMITS
+from lab.limits import LIMITS, MANY_PIXELS
 from lab.machine import pixel_store
 from lab.record import Choices, Copies, DataFacts, SplitFacts, Unreadable, as_json
 
-MOST_PIXELS, MANY_PIXELS = 100_000_000, 10_000_000  # of an image that is read, and that is read alone
+MOST_PIXELS = 100_000_000  # of an image that is read
 
 
 class Source(NamedTuple):
@@ -205,7 +205,9 @@ def _naming(source):
 
 def _read(source, recipe, split_folder, tick, choices, pattern, free):
     found = layout.understand(source.folder, choices)
-    recipe, colour = fitting.fit_colour([path for _, _, path in found.images], recipe, free)
+    # Colours are not looked for where they are shown anyway.
+    coloured = fitting.count_coloured([path for *_, path in found.images]) if recipe.channels == 1 else (0, 0)
+    recipe, colour = fitting.fit_colour(coloured, recipe, free)
     pixel_range = measure_range(found.wide) if found.wide else None
     decoder = Decoder(tick, pixel_range)
     grouping = Grouping(source.folder, found.images, pattern)
@@ -223,8 +225,7 @@ def _read(source, recipe, split_folder, tick, choices, pattern, free):
     facts.left_out, facts.kept_together, facts.choices = found.left_out, grouping.together, choices
     facts.pixel_range = pixel_range
     facts.presented = present(facts, recipe)
-    sample = [path for _, _, path in found.images[:: len(found.images) // 40 + 1]]
-    facts.notes = [*source.notes, *found.notes, *grouping.notes, *_notes(facts, recipe, sample)]
+    facts.notes = [*source.notes, *found.notes, *grouping.notes, *_notes(facts, recipe, coloured)]
     for split in (train, test):  # the folds of a study keep groups together too
         split.digests = [grouping.of_digest[digest] for digest in split.digests]
     recipe, reasons = fitting.fit_recipe(train, recipe, free)
@@ -251,8 +252,8 @@ def present(facts, recipe):
     return f"{colour}, {how} pixels"
 
 
-def _notes(facts, recipe, sample):
-    """What was converted on decoding; `sample`: paths of some images."""
+def _notes(facts, recipe, coloured):
+    """What was converted on decoding; `coloured`: as of fitting.count_coloured."""
     sizes = [(size, *map(int, size.split(" x "))) for size, _ in facts.sizes]
     if long := next((size for size, w, h in sizes if max(w / h, h / w) >= 2), None):
         yield (
@@ -265,9 +266,10 @@ def _notes(facts, recipe, sample):
     modes = dict(facts.modes)
     if clear := sum(modes.get(mode, 0) for mode in ("RGBA", "LA", "PA")):
         yield f"{clear} images with transparency are laid on white"
-    if recipe.channels == 1 and (seen := sum(map(fitting.is_coloured, sample))):
+    seen, looked_at = coloured
+    if recipe.channels == 1 and seen:
         yield (
-            f"{seen} of {len(sample)} images looked at have colours and are shown in grey: if the classes "
+            f"{seen} of {looked_at} images looked at have colours and are shown in grey: if the classes "
             "differ in colour, add --set channels=3"
         )
 

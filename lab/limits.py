@@ -15,6 +15,7 @@ class Limits(NamedTuple):
 
 
 LIMITS = Limits()
+MANY_PIXELS = 10_000_000  # of an image that is read alone, and not looked at for colours
 
 
 def limits_of(texts):

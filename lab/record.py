@@ -4,6 +4,7 @@ It is the wall between computing and telling: what is not in it, no report can s
 """
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,14 @@ class NamedRecipe:
     name: str
     values: Recipe
     reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fitted(self):
+        """[([(hyperparameter, value)], reason)] of the values that were fitted, by their reasons."""
+        names = defaultdict(list)
+        for name, reason in self.reasons.items():
+            names[reason].append(name)
+        return [([(n, getattr(self.values, n)) for n in some], reason) for reason, some in names.items()]
 
 
 @dataclass

@@ -82,7 +82,7 @@ def read(options, staging, start, screen):
     if start.free:
         start.recipe = NamedRecipe(start.recipe.name, *images.fit)
         start.free = []  # a run that is resumed has the recipe that it began with
-        show_fit(images.fit, screen)
+        show_fit(start.recipe, screen)
     return images
 
 
@@ -96,7 +96,7 @@ def check_data(options, screen):
                 source, options.recipe, run / "split", tick, options.choices, options.free
             )
     show_data(images.facts, screen)
-    show_fit(images.fit, screen)
+    show_fit(NamedRecipe(options.recipe_name, *images.fit), screen)
 
 
 def show_data(facts, screen):
@@ -133,12 +133,10 @@ def show_data(facts, screen):
         screen.say(line, "yellow")
 
 
-def show_fit(fit, screen):
-    """The values of the recipe that were fitted to the images, those of one reason together."""
-    values = fit.recipe.as_dict()
-    for reason in dict.fromkeys(fit.reasons.values()):
-        names = (name for name, why in fit.reasons.items() if why == reason)
-        words = ", ".join(f"{name} = {str(values[name]).lower()}" for name in names)
+def show_fit(recipe, screen):
+    """The values of a NamedRecipe that were fitted to the images."""
+    for values, reason in recipe.fitted:
+        words = ", ".join(f"{name} = {str(value).lower()}" for name, value in values)
         screen.say(f"fitted to these images: {words} ({reason})")
 
 

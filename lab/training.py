@@ -5,6 +5,7 @@ Nothing here changes what train.py computes.
 
 import contextlib
 import copy
+import dataclasses
 import io
 import itertools
 import time
@@ -68,7 +69,8 @@ def try_steps(setup, recipe):
     """
     model = copy.deepcopy(setup.model)
     optimizers = train.make_optimizers(model, recipe)
-    loader = BatchLoader(setup.train_loader.dataset, recipe, setup.device, train=True)
+    once = dataclasses.replace(recipe, repeats=1, balance=0.0)  # its images are repeated already
+    loader = BatchLoader(setup.train_loader.dataset, once, setup.device, train=True)
     with torch.random.fork_rng(), told(advice(recipe)):  # dropout draws from it
         for batch in itertools.islice(loader, 2):  # the first step is slower than all others
             seconds = _step_that_fits(setup, model, optimizers, batch, recipe) / len(batch[0])

@@ -231,15 +231,6 @@ def _views(recipe):
     return (4 if recipe.flip else 1) * (2 if recipe.transpose else 1) if recipe.test_views else 1
 
 
-def _fitted(record):
-    """[([(hyperparameter, value)], reason)] of the values that were fitted to the images."""
-    values, reasons = record.recipe.values, record.recipe.reasons
-    return [
-        ([(name, getattr(values, name)) for name, why in reasons.items() if why == reason], reason)
-        for reason in dict.fromkeys(reasons.values())
-    ]
-
-
 def _harder(recipe):
     """What makes training images harder than test images, in words."""
     augmented = recipe.flip or recipe.crop or recipe.brightness or recipe.contrast
@@ -247,7 +238,8 @@ def _harder(recipe):
 
 
 PARTS = {  # of the record, by the names that answers know them by; a study is None where there is none
-    "recipe": "recipe.values", "data": "data", "model": "model", "training": "training", "machine": "machine",
+    "recipe": "recipe.values", "fitted": "recipe.fitted", "data": "data", "model": "model",
+    "training": "training", "machine": "machine",
     "history": "training.history", "results": "results", "demonstration": "data.demonstration",
     "classes": "data.classes", "attention": "shown.attention", "search": "findings.search",
     "diary": "findings.diary", "comparison": "findings.comparison",
@@ -261,7 +253,6 @@ LOOKUPS = {name: attrgetter(path) for name, path in PARTS.items()} | {
     "inner_dim": lambda r: r.recipe.values.heads * r.recipe.values.dim_head,
     "views": lambda r: _views(r.recipe.values),
     "harder": lambda r: _harder(r.recipe.values),
-    "fitted": _fitted,
     "standard_recipe": lambda r: r.recipe.name in ("default", "best"),
     "distance_trend": _distance_trend,
     "looks_nearer": _looks_nearer,

@@ -25,7 +25,7 @@ from typing import ClassVar
 from lab.errors import InputError
 from lab.findings import Comparison, ComparisonRow
 from study import figures
-from study.results import Results, Run, Value, run_study
+from study.results import Results, Run, Value, run_study, without_seed
 
 NETWORKS = ("vit", "cnn", "resnet18")  # in the order of tables; study.cnn.MAKERS makes them
 SIZES = ("train_images", "parameters", "mult_adds")  # the same for all seeds
@@ -138,46 +138,51 @@ def seconds_a_step(setup, recipe, times=4):
     return min(training.seconds_of_step(setup, batch, recipe) for _ in range(times))
 
 
+def prepare(where, split, held_out, recipe, name):
+    """The training.Setup of the network `name`, with the optimizer of its kind."""
+    from study import cnn, runs
+
+    optimize = None if name == "vit" else cnn.make_cnn_optimizers
+    return runs.prepare(split, held_out, recipe, *where.begin(), cnn.MAKERS[name], optimize)
+
+
 def in_the_time_of_the_vit(recipe, prepare, name):
     """The recipe with as many epochs as the network `name` makes in the time of the ViT's.
 
-    prepare: (name) -> training.Setup. Both are timed here, one after the other.
+    prepare: (recipe, name) -> training.Setup. Both are timed here, one after the other.
     """
     if name == "vit":
         return recipe
-    vit, other = (seconds_a_step(prepare(network), recipe) for network in ("vit", name))
+    vit, other = (seconds_a_step(prepare(recipe, network), recipe) for network in ("vit", name))
     return dataclasses.replace(recipe, epochs=max(1, round(recipe.epochs * vit / other)))
 
 
 def tune_one(where, recipe, name, values):
     """Train a network on a share of a part of the training split and score it on the rest: a TuningRun."""
     from lab import training
-    from study import cnn, runs
+    from study import runs
 
     rest, held_out = runs.fold_of(runs.cached_images(where, recipe).train, TUNED_FOLDS, 0)
-    part, (device, precision) = share_of(rest, TUNED_SHARE, recipe.seed), where.begin()
+    part = share_of(rest, TUNED_SHARE, recipe.seed)
     recipe = dataclasses.replace(with_steps_of(recipe, len(rest), len(part)), **values)
-
-    def prepare(network):
-        optimize = None if network == "vit" else cnn.make_cnn_optimizers
-        return runs.prepare(part, held_out, recipe, device, precision, cnn.MAKERS[network], optimize)
-
+    make, seconds = partial(prepare, where, part, held_out), 0.0
     try:
-        recipe, seconds = in_the_time_of_the_vit(recipe, prepare, name), 0.0
-        for epoch in training.epochs(prepare(name), recipe):
+        recipe = in_the_time_of_the_vit(recipe, make, name)
+        setup = make(recipe, name)
+        for epoch in training.epochs(setup, recipe):
             seconds += epoch.train_seconds
     except runs.FAULTS as error:
         return TuningRun(model=name, values=values, failed=runs.reason_of(error))
     scores = runs.scores_of(epoch, held_out)
     return TuningRun(
-        **scores, model=name, values=values, epochs=recipe.epochs, seconds=seconds, precision=precision
+        **scores, model=name, values=values, epochs=recipe.epochs, seconds=seconds, precision=setup.precision
     )
 
 
 def tune(where, recipe, networks, output, say=print):
     """Try GRID for each network, in the time of the ViT -> {network: its best values}, of all in `output`."""
-    own = {key: value for key, value in recipe.as_dict().items() if key != "seed"}
-    about = TuningResults(**where.about(recipe, vit="vit" in networks), recipe=own)
+    about = where.about(recipe, vit="vit" in networks)
+    about = TuningResults(**about, recipe=without_seed(recipe))
     work = {}
     for name in networks:
         for rate, mixup in GRID:
@@ -200,19 +205,14 @@ def run_one(where, recipe, name, share, equal="steps"):
     about = {
         "model": name, "share": share, "seed": recipe.seed, "threads": where.threads, "equal": equal
     }  # fmt: skip
-    images, (device, precision) = runs.cached_images(where, recipe), where.begin()
+    images = runs.cached_images(where, recipe)
     split, test = share_of(images.train, share, recipe.seed), images.test
     recipe = with_steps_of(recipe, len(images.train), len(split))
-
-    def prepare(network):
-        optimize = None if network == "vit" else cnn.make_cnn_optimizers
-        return runs.prepare(split, test, recipe, device, precision, cnn.MAKERS[network], optimize)
-
-    seconds, history = 0.0, []
+    make, seconds, history = partial(prepare, where, split, test), 0.0, []
     try:
         if equal == "time":
-            recipe = in_the_time_of_the_vit(recipe, prepare, name)
-        setup = prepare(name)
+            recipe = in_the_time_of_the_vit(recipe, make, name)
+        setup = make(recipe, name)
         for epoch in training.epochs(setup, recipe):
             seconds += epoch.train_seconds
             losses = round(epoch.train_loss, 6), round(epoch.test_loss, 6)
@@ -229,8 +229,8 @@ def run_one(where, recipe, name, share, equal="steps"):
         mult_adds=cnn.count_mult_adds(setup.model, shape),
         seconds=seconds,
         train_rate=len(setup.train_loader.dataset) * recipe.epochs / seconds,
-        inference_rate=cnn.inference_rate(setup.model, shape, precision),
-        precision=precision,
+        inference_rate=cnn.inference_rate(setup.model, shape, setup.precision),
+        precision=setup.precision,
         history=history,
     )
 
@@ -240,11 +240,9 @@ def compare(where, recipe, seeds, shares, networks, output, say=print, *, equals
 
     tuned: {network: {hyperparameter: value}} in place of the recipe's, as `tune` finds them.
     """
-    check(networks, shares)
     recipes = [dataclasses.replace(recipe, seed=seed) for seed in seeds]
-    own = {key: value for key, value in recipe.as_dict().items() if key != "seed"}
-    tuned = tuned or {}
-    about = ComparisonResults(**where.about(recipe, vit="vit" in networks), recipe=own, tuned=tuned)
+    about, tuned = where.about(recipe, vit="vit" in networks), tuned or {}
+    about = ComparisonResults(**about, recipe=without_seed(recipe), tuned=tuned)
     work = {
         f"{name} | {share:g} % | equal {equal} | seed {recipe.seed}": partial(
             run_one, where, dataclasses.replace(recipe, **tuned.get(name, {})), name, share, equal
@@ -270,9 +268,8 @@ def summary(results):
     groups = figures.grouped(results.rows.values(), ("share", "equal", "model"), "seed")
     vits = {share: group for (share, _, name), group in groups.items() if name == "vit"}
     table = []
-    order = sorted(
-        groups, key=lambda key: (-key[0], (*EQUALS, RECORDED_EQUAL).index(key[1]), NETWORKS.index(key[2]))
-    )
+    kinds = (*EQUALS, RECORDED_EQUAL)
+    order = sorted(groups, key=lambda key: (-key[0], kinds.index(key[1]), NETWORKS.index(key[2])))
     for share, equal, name in order:
         group = groups[share, equal, name]
         runs, vit = figures.whole(group), {} if name == "vit" else vits.get(share, {})

@@ -16,7 +16,7 @@ from lab.errors import InputError
 from lab.findings import Diary, DiaryRow, DiaryStart
 from lab.recipe import Recipe, check_names, read_toml
 from study import figures
-from study.results import Results, Run, Value, run_study
+from study.results import Results, Run, Value, run_study, without_seed
 
 # A change that no hyperparameter makes, as vit.py is the paper's: the embedding stays zero.
 POSITIONS = "pos_embedding"
@@ -127,7 +127,7 @@ def keep_diary(where, plan, name, folds, output, say=print):
 
     name: of the recipe that the plan changes.
     """
-    recipe = {key: value for key, value in plan.start.as_dict().items() if key != "seed"}
+    recipe = without_seed(plan.start)
     about = DiaryResults(**where.about(plan.start, folds), name=name, recipe=recipe, folds=folds)
     found = summary(run_study(work_of(where, plan, folds), output, about, say))
     say("\n".join(["", *table_of(found)]))

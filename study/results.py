@@ -69,6 +69,11 @@ class Results:
         }
 
 
+def without_seed(recipe):
+    """{name: value} of what all runs of a study have alike; their seeds are their own."""
+    return {name: value for name, value in recipe.as_dict().items() if name != "seed"}
+
+
 def now():
     return datetime.datetime.now().isoformat(timespec="seconds")
 

@@ -142,9 +142,9 @@ def test_grey_in_three_channels_is_not_colour(tmp_path):
     for i in range(10):
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(np.full((20, 20), 20 * i, np.uint8)).convert("RGB").save(paths[-1])
-    assert fitting.fit_colour(paths, RECIPE, FITTED).recipe.channels == 1
+    assert fitting.fit_colour(fitting.count_coloured(paths), RECIPE, FITTED).recipe.channels == 1
     colour = dataclasses.replace(RECIPE, channels=3)
-    assert fitting.fit_colour(paths, colour, FITTED - {"channels"}) == (colour, {})
+    assert fitting.fit_colour((0, 0), colour, FITTED - {"channels"}) == (colour, {})
 
 
 def test_studies_fit_the_recipe_too(tmp_path):
