@@ -6,6 +6,7 @@ of the run, with a reason that the report prints.
 
 import dataclasses
 import math
+import os
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -60,6 +61,8 @@ def fit_colour(coloured, recipe, free):
 
 def is_coloured(path):
     """Whether an image file has colours."""
+    if not os.path.isfile(path):  # a pipe would be waited for without end
+        return False
     try:
         with Image.open(path) as file:
             if file.size[0] * file.size[1] > MANY_PIXELS:

@@ -234,7 +234,7 @@ def parse_options(argv=None):
         "recipe_name": Path(args.recipe).stem,
         "recipe": load_recipe(args.recipe, settings),
         "settings": settings,
-        "free": free_names(Path(args.recipe).stem, settings),
+        "free": free_names(args.recipe, settings),  # a file of that name stands
     }
     options = Options(**values)
     _check_together(options, _given(parser, argv))

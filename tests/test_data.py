@@ -111,6 +111,7 @@ def test_links_to_folders_are_followed_and_circles_end(tmp_path):
 def test_what_only_has_an_images_name_is_left_out_and_listed(tmp_path):
     folder = make_folder(tmp_path / "d", {"a": 50, "b": 50})
     os.mkfifo(folder / "a" / "pipe.png")
+    os.mkfifo(folder / "a" / "a.png")  # the first, of which is asked whether the images have colours
     with socket.socket(socket.AF_UNIX) as listener:
         home = os.getcwd()
         os.chdir(folder / "a")  # a socket's path may not be long
@@ -123,7 +124,7 @@ def test_what_only_has_an_images_name_is_left_out_and_listed(tmp_path):
     assert len(images.train) + len(images.test) == 100
     reasons = {name: reason.partition(":")[0] for name, reason in unreadable(images)}
     assert reasons.pop("gone.png") == "FileNotFoundError"
-    assert reasons == dict.fromkeys(("pipe.png", "socket.png", "device.png"), "OSError")
+    assert reasons == dict.fromkeys(("a.png", "pipe.png", "socket.png", "device.png"), "OSError")
     assert unreadable(images)[0][1] == "OSError: it is not a regular file"
 
 

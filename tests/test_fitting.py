@@ -11,7 +11,8 @@ from PIL import Image
 
 from data import Split
 from lab import fitting
-from lab.recipe import FITTED, Recipe, free_names, load_recipe
+from lab.options import parse_options
+from lab.recipe import FITTED, RECIPES, Recipe, free_names, load_recipe
 from study import runs
 
 RECIPE = Recipe()
@@ -84,6 +85,8 @@ def test_a_loss_within_the_noise_of_few_images_is_none(monkeypatch):
 def test_what_a_user_sets_stands():
     assert free_names("default", [("flip", True), ("epochs", 5)]) == FITTED - {"flip", "epochs"}
     assert free_names("best", []) == frozenset()  # a recipe that is named stands as it is
+    own = parse_options(["--student-id", "1", "--recipe", str(RECIPES / "default.toml")])
+    assert own.free == frozenset()  # and so does a file, whatever it is called
     fit = fitting.fit_recipe(split_of(wedge), RECIPE, FITTED - {"flip", "transpose", "repeats", "mixup"})
     assert fit.recipe.flip and not fit.recipe.transpose
     assert (fit.recipe.repeats, fit.recipe.mixup) == (1, RECIPE.mixup)

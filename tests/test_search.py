@@ -295,9 +295,8 @@ def test_every_recipe_lies_in_the_space_around_it(name):
     for param, value in params.items():
         assert kinds[param]._contains(kinds[param].to_internal_repr(value))
     assert all(base.image_size % side == 0 for side in kinds["patch_size"].choices)
-    assert max(kinds["batch_size"].choices) == max(
-        32, base.batch_size
-    )  # the recipe's own; 128 would never be full
+    # The recipe's own; 128 would never be full.
+    assert max(kinds["batch_size"].choices) == max(32, base.batch_size)
     trial = optuna.create_study().ask()
     space.suggest(trial, kinds)
     dataclasses.replace(base, **space.changes_of(trial.params, base))  # a recipe that passes its checks
