@@ -74,8 +74,9 @@ def train_epoch(model, optimizer, data_loader, loss_history, *, schedulers=(), s
         for part, labels in zip(data.split(size), target.split(size)):
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 output = model(part).float()  # softmax and loss in float32: exp overflows early in float16
-            part_loss = F.cross_entropy(output, labels, label_smoothing=label_smoothing)
-            part_loss = part_loss * (len(part) / len(data))
+            part_loss = F.cross_entropy(output, labels, label_smoothing=label_smoothing) * (
+                len(part) / len(data)
+            )
             scaler.scale(part_loss).backward()
             loss += part_loss.detach()
             labels = labels if labels.ndim == 1 else labels.argmax(-1)  # of a mixed image the larger share
@@ -99,21 +100,25 @@ def train_epoch(model, optimizer, data_loader, loss_history, *, schedulers=(), s
     return float(loss_sum) / total, int(correct) / total
 
 
-def symmetries(images, settings):
-    """The views (b, c, side, side) that test images are scored in: the flips and transposes trained with."""
-    flips = ((), (-1,), (-2,), (-1, -2)) if settings.test_views and settings.flip else ((),)
-    turns = (images, images.mT) if settings.test_views and settings.transpose else (images,)
-    return [turned.flip(dims) for turned in turns for dims in flips]
+def views_of(images, settings):
+    """The views (b, c, side, side) that test images are scored in: turned and shifted as in training."""
+    # A quarter of a patch to each corner: the patches begin in four places.
+    side, pad = images.shape[-1], min(round(settings.crop * images.shape[-1]), settings.patch_size // 4)
+    padded = F.pad(images, (pad,) * 4, mode="reflect")
+    corners = [padded[..., y : y + side, x : x + side] for y in (0, 2 * pad) for x in (0, 2 * pad)]
+    flips = ((), (-1,), (-2,), (-1, -2)) if settings.flip else ((),) * (4 if pad else 1)
+    views = [corner.flip(dims) for corner, dims in zip(corners, flips)]
+    return [*views, *(view.mT for view in views)] if settings.transpose else views
 
 
 @torch.no_grad()
 def predict(model, data_loader, settings=None, *, precision=torch.float32, micro_batch=None):
-    """The logits (n, classes), float32, and labels (n) of all images; with `settings`, over `symmetries`."""
+    """The logits (n, classes), float32, and labels (n) of all images; with `settings`, over `views_of`."""
     model.eval()
     device, logits, labels = next(model.parameters()).device, [], []
     for data, target in data_loader:
         for part in data.to(device).split(micro_batch or len(data)):
-            views = symmetries(part, settings) if settings else [part]
+            views = views_of(part, settings) if settings and settings.test_views else [part]
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 logits.append(torch.stack([model(view).float() for view in views]).mean(0))
         labels.append(target.to(device))
@@ -138,7 +143,7 @@ def fit(model, optimizers, schedulers, train_loader, test_loader, settings, trai
         scaler=None, precision=torch.float32, first_epoch=1, micro_batch=None):  # fmt: skip
     """Train for the settings' epochs, scoring the test images after each; yields an Epoch each time.
 
-    The test score decides nothing. The last, the result, is in float32, to be repeated, and over symmetries.
+    The test score decides nothing. The last, the result, is in float32, to be repeated, over all views.
     """
     for number in range(first_epoch, settings.epochs + 1):
         print("Epoch:", number)

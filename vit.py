@@ -50,8 +50,7 @@ class Attention(nn.Module):
         super().__init__()
         inner_dim = heads * dim_head
         self.heads = heads
-        # A product of two vectors of k independent numbers of variance 1 has variance k: this brings
-        # it back to 1, so that the softmax does not saturate.
+        # A product of two vectors of k independent numbers of variance 1 has variance k: back to 1.
         self.scale = dim_head**-0.5
         self.attend = nn.Softmax(dim=-1)
         self.dropout = nn.Dropout(dropout)
@@ -61,8 +60,8 @@ class Attention(nn.Module):
     def forward(self, x):
         # Equation 5: [q, k, v] = z U_qkv, for all heads at once.
         q, k, v = rearrange(self.to_qkv(x), "b n (qkv h k) -> qkv b h n k", qkv=3, h=self.heads)
-        # Equation 6: A = softmax(q k^T / sqrt(D_h)), one n x n matrix of weights a head.
-        weights = self.attend(einsum(q, k, "b h i k, b h j k -> b h i j") * self.scale)
+        # Equation 6: A = softmax(q k^T / sqrt(D_h)), n x n weights a head. To scale q takes less time.
+        weights = self.attend(einsum(q * self.scale, k, "b h i k, b h j k -> b h i j"))
         # Equation 7: SA(z) = A v.
         out = einsum(self.dropout(weights), v, "b h i j, b h j k -> b h i k")
         # Equation 8: MSA(z) = [SA_1(z); ...; SA_h(z)] U_msa.

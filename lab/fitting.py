@@ -18,7 +18,7 @@ from PIL import Image
 from lab.groups import cut_folds
 from lab.limits import MANY_PIXELS
 from lab.recipe import Recipe
-from train import symmetries
+from train import views_of
 
 LOOKED_AT, COLOURED = 60, 0.05  # images whose colours are looked at, and the share that makes a set coloured
 
@@ -170,8 +170,8 @@ def _features(images, filters):
 def _errors(images, labels, folds, counts=VIEWS):
     """The share of errors on held-out images, mean of the classes, with the first `counts` of all views."""
     filters = _filters(images)
-    every = SimpleNamespace(test_views=True, flip=True, transpose=True)
-    views = [_features(view, filters) for view in symmetries(images, every)[: max(counts)]]
+    every = SimpleNamespace(flip=True, transpose=True, crop=0, patch_size=1)
+    views = [_features(view, filters) for view in views_of(images, every)[: max(counts)]]
     shares = []
     for count in counts:
         wrong = torch.zeros(len(labels))

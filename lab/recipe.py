@@ -58,7 +58,7 @@ class Recipe:
     balance: float = _value(
         0.5, "classes: one of n images is shown (most / n)^balance times as often", 0.0, 1.0
     )
-    test_views: bool = _value(True, "test: average over the flips and turns trained with")
+    test_views: bool = _value(True, "test: average over views, flipped, turned or shifted as in training")
 
     # The optimisation.
     epochs: int = _value(48, "epochs, each scored on the test images", 1, 100_000)

@@ -153,6 +153,6 @@ def epochs(setup, recipe, *, first=1, log=None, tick=None):
 
 
 def score(setup, recipe, log=None):
-    """The logits (n, classes) of the test images as after the last epoch: in float32, over symmetries."""
+    """The logits (n, classes) of the test images as after the last epoch: in float32, over all views."""
     with contextlib.redirect_stdout(log or io.StringIO()):
         return train.evaluate(setup.model, setup.test_loader, [], recipe, micro_batch=setup.micro_batch)[2]

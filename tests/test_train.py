@@ -1,8 +1,10 @@
+import dataclasses
 import io
 import math
 import re
 from contextlib import nullcontext
 
+import numpy
 import pytest
 import torch
 from conftest import TINY, TINY_ARGS, make_folder
@@ -19,6 +21,7 @@ from lab.findings import Findings
 from lab.machine import choose_device, choose_precision, has_bf16
 from lab.recipe import load_recipe, parse_setting
 from lab.record import NamedRecipe
+from report import answers
 
 CPU = torch.device("cpu")
 
@@ -107,19 +110,37 @@ def test_the_templates_own_calls_train_with_plain_pytorch(capsys):
     assert float(told[3]) == pytest.approx(100 * int(told[2]) / 60, abs=0.01)
 
 
-def test_symmetries_are_those_that_were_trained_with():
+def test_views_are_those_that_were_trained_with():
     image = torch.arange(9.0).reshape(1, 1, 3, 3)
 
     def views(**changes):
-        return [tuple(v.flatten().tolist()) for v in train.symmetries(image, tiny(**changes))]
+        recipe = tiny(patch_size=2, **changes)  # a quarter of that is less than a pixel
+        found = train.views_of(image, recipe)
+        assert len(found) == answers._views(recipe)
+        return [tuple(v.flatten().tolist()) for v in found]
 
     turned = [torch.rot90(x, k, (-2, -1)) for k in range(4) for x in (image, image.mT)]
     whole = views(transpose=True)
     assert sorted(whole) == sorted(tuple(x.flatten().tolist()) for x in turned)
     assert len(set(views(transpose=False))) == 4
     one = [tuple(image.flatten().tolist())]
-    assert views(flip=False, transpose=False) == views(transpose=True, test_views=False) == one
+    assert views(flip=False, transpose=False) == one
     assert whole[0] == views(transpose=False)[0] == one[0]
+
+
+def test_views_are_shifted_to_four_corners_with_mirrored_edges():
+    picture = torch.rand(40, 40)
+    recipe = tiny(image_size=40, patch_size=4, flip=False, transpose=False, crop=0.06)
+    views = train.views_of(picture[None, None], recipe)
+    assert len(views) == answers._views(recipe) == 4
+    mirrored = numpy.pad(picture.numpy(), 1, mode="reflect")  # a quarter of a patch
+    for view, (y, x) in zip(views, ((0, 0), (0, 2), (2, 0), (2, 2))):
+        numpy.testing.assert_array_equal(view[0, 0], mirrored[y : y + 40, x : x + 40])
+    turned = train.views_of(picture[None, None], dataclasses.replace(recipe, flip=True))
+    for view, dims in zip(turned, ((), (1,), (0,), (0, 1))):  # the same shift, of the flipped picture
+        whole = numpy.flip(mirrored, dims)
+        numpy.testing.assert_array_equal(view[0, 0], whole[:40, :40])
+    assert len(train.views_of(picture[None, None], dataclasses.replace(recipe, crop=0.0))) == 1
 
 
 def test_a_flipped_image_gets_the_same_prediction_from_all_flips(splits):
@@ -129,7 +150,9 @@ def test_a_flipped_image_gets_the_same_prediction_from_all_flips(splits):
     upright, _ = train.predict(model, loader, tiny())
     flipped, _ = train.predict(model, batches, tiny())
     torch.testing.assert_close(flipped, upright, atol=1e-4, rtol=0)
-    assert not torch.allclose(train.predict(model, batches)[0], train.predict(model, loader)[0], atol=1e-3)
+    one = train.predict(model, loader)[0]
+    assert not torch.allclose(train.predict(model, batches)[0], one, atol=1e-3)
+    assert torch.equal(train.predict(model, loader, tiny(test_views=False))[0], one)
 
 
 def test_the_last_epoch_is_the_score_of_the_trained_weights_in_fp32_and_scikit_learn_agrees(splits):
