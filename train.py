@@ -104,10 +104,10 @@ def views_of(images, settings):
     """The views (b, c, side, side) that test images are scored in: turned and shifted as in training."""
     # A quarter of a patch to each corner: the patches begin in four places.
     side, pad = images.shape[-1], min(round(settings.crop * images.shape[-1]), settings.patch_size // 4)
-    padded = F.pad(images, (pad,) * 4, mode="reflect")
-    corners = [padded[..., y : y + side, x : x + side] for y in (0, 2 * pad) for x in (0, 2 * pad)]
-    flips = ((), (-1,), (-2,), (-1, -2)) if settings.flip else ((),) * (4 if pad else 1)
-    views = [corner.flip(dims) for corner, dims in zip(corners, flips)]
+    padded, ends = F.pad(images, (pad,) * 4, mode="reflect"), sorted({0, 2 * pad})
+    views = [padded[..., y : y + side, x : x + side] for y in ends for x in ends]
+    flips = ((), (-1,), (-2,), (-1, -2)) if settings.flip else ((),)
+    views = [view.flip(dims) for view in views for dims in flips]
     return [*views, *(view.mT for view in views)] if settings.transpose else views
 
 
