@@ -83,10 +83,9 @@ def fit_length(images, recipe, free):
         wanted = min(max(FLOOR, FEWEST * images, min(LONG, MOST * images)), CEILING)
         values["epochs"] = max(1, round(wanted / epoch))
     recipe = dataclasses.replace(recipe, **values)
-    shown = epoch * recipe.epochs
-    why = (
-        f"{images:,} training images are shown {recipe.epochs * recipe.repeats} times each, {shown:,} in all"
-    )
+    shown, times = epoch * recipe.epochs, recipe.epochs * recipe.repeats
+    times = "once" if times == 1 else f"{times} times"
+    why = f"{images:,} training images are shown {times} each, {shown:,} in all"
     return Fit(recipe, {name: why for name in values})
 
 
