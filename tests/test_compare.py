@@ -185,7 +185,7 @@ def test_a_run_keeps_its_figures_and_goes_on_where_it_stopped(tmp_path, capsys, 
 
 
 def test_recorded_rows_without_times_are_gone_on_from(tmp_path):
-    path = ROOT / "study" / "recorded" / "neu-cls-compare.json"
+    path = ROOT / "study" / "recorded" / "neu-cls-compare-epochs.json"
     shutil.copy(path, tmp_path)
     recorded, said = read_results(path, compare.ComparisonResults), []
     rows = recorded.rows

@@ -57,7 +57,8 @@ def test_recorded_studies_of_the_project_can_be_read():
         assert study.rows
         assert study.data.name == "neu-cls.zip"
     assert len(found.diary.rows) == 26
-    assert {row.model for row in found.comparison.rows} == {"vit", "cnn", "resnet18"}
+    kinds = {(row.model, row.equal) for row in found.comparison.rows}
+    assert kinds == {("vit", "steps"), ("cnn", "steps"), ("cnn", "time")}
 
 
 @pytest.mark.parametrize(
