@@ -144,8 +144,9 @@ class Search:
 
 @dataclass
 class Findings:
-    """The studies that a report shows, each None where there is none."""
+    """The studies that a report shows, or None; `elsewhere`: a comparison on other images."""
 
     search: Search | None = None
     diary: Diary | None = None
     comparison: Comparison | None = None
+    elsewhere: Comparison | None = None

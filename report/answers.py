@@ -244,7 +244,7 @@ PARTS = {  # of the record, by the names that answers know them by; a study is N
     "training": "training", "machine": "machine",
     "history": "training.history", "results": "results", "demonstration": "data.demonstration",
     "classes": "data.classes", "attention": "shown.attention", "search": "findings.search",
-    "diary": "findings.diary", "comparison": "findings.comparison",
+    "diary": "findings.diary", "comparison": "findings.comparison", "elsewhere": "findings.elsewhere",
 }  # fmt: skip
 # Each name, and how its value follows from the record: parts of it, and simple arithmetic on them.
 LOOKUPS = {name: attrgetter(path) for name, path in PARTS.items()} | {
@@ -266,6 +266,7 @@ LOOKUPS = {name: attrgetter(path) for name, path in PARTS.items()} | {
     "search_source": lambda r: _source(r.findings.search, r),
     "diary_source": lambda r: _source(r.findings.diary, r),
     "comparison_source": lambda r: _source(r.findings.comparison, r),
+    "elsewhere_source": lambda r: _source(r.findings.elsewhere, r),
     "effects": _effects,
     "diary_differs": _diary_differs,
 }

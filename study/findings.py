@@ -1,7 +1,8 @@
 """What studies found, for the report: the ablation diary, the ViT beside CNNs, the search for a recipe.
 
 A study of one's own is fresh. In place of one that was not made the report shows what study/recorded/
-holds of NEU-CLS, as recorded: with its date and machine, never as a result of the run.
+holds of NEU-CLS, and of X-SDD to tell what carries over, as recorded: with its date and machine, never as a
+result of the run.
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ def load_findings(diary_path=None, comparison_path=None):
     return Findings(
         diary=load(diaries, diaries.DiaryResults, diary_path, "neu-cls-diary.json"),
         comparison=load(compare, compare.ComparisonResults, comparison_path, "neu-cls-compare.json"),
+        elsewhere=load(compare, compare.ComparisonResults, None, "x-sdd-compare.json"),
     )
 
 

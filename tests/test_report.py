@@ -520,6 +520,16 @@ def test_question_8_says_who_is_ahead_only_beyond_noise(record, difference, word
     assert "not measured in this run" in text
 
 
+def test_question_8_tells_what_carries_over_to_other_images(record):
+    here, there = comparison_of((1000, 0.01, -0.02, 0.04)), comparison_of((700, -0.02, -0.03, -0.01))
+    there = dataclasses.replace(there, data=StudyData("b", "x-tiles.zip", []), file="x.json")
+    text = written(with_studies(record, comparison=here, elsewhere=there), "q08")
+    assert "| x‑tiles | CNN | steps | 700 |" in text
+    assert "carries over** to x-tiles.zip" in text
+    assert "−2.00 (−3.00 to −1.00) points with 700 training images at equal steps, the CNN is ahead" in text
+    assert "carries over" not in written(with_studies(record, comparison=here), "q08")
+
+
 def test_question_8_draws_no_conclusion_about_few_images_from_equal_epochs(record):
     comparison = comparison_of((1000, 0.0, -0.01, 0.01), (100, -0.1, -0.2, -0.05), file="c.json")
     rows = [dataclasses.replace(row, equal="epochs") for row in comparison.rows]
