@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -110,6 +111,7 @@ def test_a_stopped_search_goes_on(tmp_path, args, monkeypatch, capsys, name, tim
     def press():
         for _ in range(times):
             signal.raise_signal(signal.SIGINT)
+            time.sleep(0.1)  # with other threads at work Python may heed a signal a moment later
             went_on.append(True)
 
     with monkeypatch.context() as patched:
