@@ -74,9 +74,8 @@ def train_epoch(model, optimizer, data_loader, loss_history, *, schedulers=(), s
         for part, labels in zip(data.split(size), target.split(size)):
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 output = model(part).float()  # softmax and loss in float32: exp overflows early in float16
-            part_loss = F.cross_entropy(output, labels, label_smoothing=label_smoothing) * (
-                len(part) / len(data)
-            )
+            part_loss = F.cross_entropy(output, labels, label_smoothing=label_smoothing)
+            part_loss = part_loss * (len(part) / len(data))
             scaler.scale(part_loss).backward()
             loss += part_loss.detach()
             labels = labels if labels.ndim == 1 else labels.argmax(-1)  # of a mixed image the larger share

@@ -50,7 +50,8 @@ class Attention(nn.Module):
         super().__init__()
         inner_dim = heads * dim_head
         self.heads = heads
-        # A product of two vectors of k independent numbers of variance 1 has variance k: back to 1.
+        # A product of two vectors of k independent numbers of variance 1 has variance k: this brings
+        # it back to 1, so that the softmax does not saturate.
         self.scale = dim_head**-0.5
         self.attend = nn.Softmax(dim=-1)
         self.dropout = nn.Dropout(dropout)

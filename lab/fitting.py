@@ -6,7 +6,6 @@ of the run, with a reason that the report prints.
 
 import dataclasses
 import math
-import os
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lab.groups import cut_folds
+from lab.layout import probe
 from lab.limits import MANY_PIXELS
 from lab.recipe import Recipe
 from train import views_of
@@ -61,12 +61,11 @@ def fit_colour(coloured, recipe, free):
 
 def is_coloured(path):
     """Whether an image file has colours."""
-    if not os.path.isfile(path):  # a pipe would be waited for without end
+    about = probe(path)
+    if about is None or about.size[0] * about.size[1] > MANY_PIXELS:
         return False
     try:
         with Image.open(path) as file:
-            if file.size[0] * file.size[1] > MANY_PIXELS:
-                return False
             small = np.asarray(file.convert("RGB").resize((32, 32))).astype(int)
     except Exception:  # it was counted where it was read
         return False
@@ -84,8 +83,8 @@ def fit_length(images, recipe, free):
         values["epochs"] = max(1, round(wanted / epoch))
     recipe = dataclasses.replace(recipe, **values)
     shown, times = epoch * recipe.epochs, recipe.epochs * recipe.repeats
-    times = "once" if times == 1 else f"{times} times"
-    why = f"{images:,} training images are shown {times} each, {shown:,} in all"
+    often = "once" if times == 1 else f"{times} times"
+    why = f"{images:,} training images are shown {often} each, {shown:,} in all"
     return Fit(recipe, {name: why for name in values})
 
 
