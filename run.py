@@ -125,6 +125,18 @@ def report_only(options, screen):
     return record
 
 
+def predict_pictures(options, screen):
+    """Ask a finished model about new pictures -> the paths of the table and the page."""
+    from lab.files import write_whole
+    from lab.prediction import predict
+    from report.predictions import render_predictions
+
+    table, outcome = predict(options, screen)
+    page = table.with_suffix(".html")
+    write_whole(page, render_predictions(outcome))
+    return [table, page]
+
+
 def finish(record, options, screen):
     """What is made from the finished bundle, and its check -> (paths, whether all is well)."""
     folder, well = options.folder, True
@@ -170,6 +182,9 @@ def main(argv=None):
             from lab.stages import check_data
 
             check_data(options, screen)
+            return 0
+        if options.predict:
+            print(*predict_pictures(options, screen), sep="\n")
             return 0
         record = (report_only if options.report_only else train_and_report)(options, screen)
         paths, well = finish(record, options, screen)

@@ -12,6 +12,11 @@ def printable(text, mark="\N{REPLACEMENT CHARACTER}"):
     return "".join(c if c.isprintable() else mark for c in str(text))
 
 
+def said(error):
+    """A library's error on one line, not too long."""
+    return " ".join(str(error).split())[:200]
+
+
 class InputError(ValueError):
     """What the user gave cannot be used. The text is one line: what is wrong, where, what to do."""
 

@@ -30,6 +30,7 @@ from lab.limits import LIMITS, MANY_PIXELS
 from lab.machine import pixel_store
 from lab.record import Choices, Copies, DataFacts, SplitFacts, Unreadable, as_json
 
+LIT = 1000  # training images of which the brightness is measured
 MOST_PIXELS = 100_000_000  # of an image that is read
 
 
@@ -274,6 +275,12 @@ def _notes(facts, recipe, coloured):
         )
 
 
+def mean_values(split):
+    """The mean pixel, of 0 to 255, of each of at most LIT images of a data.Split, evenly chosen."""
+    rows = split.rows[:: -(-len(split) // LIT)]
+    return np.array([float(split.pixels[row].float().mean()) for row in rows])
+
+
 def describe(source, recipe, train, test, unreadable, about):
     """The DataFacts of two splits; `about` is a Decoder's."""
     digest_of = dict(zip(train.files + test.files, train.digests + test.digests))
@@ -290,6 +297,7 @@ def describe(source, recipe, train, test, unreadable, about):
     copies = [same for same in of_digest.values() if len(same) > 1]
     broken = {path for path, _ in unreadable}
     read = [what for path, what in about.items() if path not in broken]
+    light = mean_values(train)
     return DataFacts(
         source=source.kind,
         name=source.name,
@@ -302,6 +310,7 @@ def describe(source, recipe, train, test, unreadable, about):
         same_pixels=Copies(len(copies), [f for f in files if len(of_digest[digest_of[f]]) > 1]),
         unreadable=[Unreadable(p.name, reason.replace(str(p), p.name)) for p, reason in unreadable],
         fingerprint=hashlib.sha256(lines.encode()).hexdigest(),
+        light=(round(float(np.percentile(light, 1)), 1), round(float(np.percentile(light, 99)), 1)),
         contradictions=[" and ".join(same) for same in copies if len({f.split("/")[0] for f in same}) > 1],
     )
 

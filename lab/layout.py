@@ -292,7 +292,7 @@ def _by_folders(folder, paths, files, notes):
     return images
 
 
-def _sort_files(folder, choices, left_out):
+def sort_files(folder, choices, left_out):
     """(candidate images {path: Probe or None}, all paths) below a folder."""
     files = walk(folder, left_out)
     candidates = {}
@@ -329,7 +329,7 @@ def _check_readable(folder, candidates):
 def understand(folder, choices):
     """The Layout of a folder; `choices`: lab.record.Choices. InputError where it can be meant in two ways."""
     left_out, notes = defaultdict(list), []
-    candidates, files = _sort_files(folder, choices, left_out)
+    candidates, files = sort_files(folder, choices, left_out)
     _check_readable(folder, candidates)
     kept = {path for path in candidates if _matches(path, choices.include)}
     masks = find_masks(folder, [path for path, found in candidates.items() if found and path not in kept])

@@ -20,6 +20,7 @@ examples:
   python run.py --student-id 0812345 --name "Lin Mei" --set epochs=120 --set learning_rate=5e-4
   python run.py --student-id 0812345 --answers my_answers --report-only
                                                             new words, same measurements
+  python run.py --student-id 0812345 --predict new_pictures what does the model say of these?
   python run.py --verify outputs/0812345                    does the bundle hold what its PDF states?
 
 other commands: python -m study --help (recipes: search, compare), python -m verify --help (many bundles)
@@ -57,6 +58,8 @@ class Options:
     zip: bool
     force: bool
     report_only: bool
+    predict: list[Path] | None
+    threshold: float | None
     verify: Path | None
     no_verify: bool
     quiet: bool
@@ -70,7 +73,7 @@ class Options:
     def stages(self):
         """How many stages a run with these options has."""
         drawn = 1 if self.report_only else 6 + self.makes_studies
-        return 0 if self.verify or self.check else drawn + self.notebook + self.checks_bundle
+        return 0 if self.verify or self.check or self.predict else drawn + self.notebook + self.checks_bundle
 
     @property
     def makes_studies(self):
@@ -207,6 +210,16 @@ def _add_afterwards(parser):
     group = parser.add_argument_group("afterwards")
     group.add_argument("--report-only", action="store_true", help="draw the PDF of a finished run again")
     group.add_argument(
+        "--predict",
+        metavar="PATH",
+        type=Path,
+        nargs="+",
+        help="ask this id's finished model about new pictures: files, folders, zips",
+    )
+    group.add_argument(
+        "--threshold", metavar="P", type=float, help="of --predict: less confident answers are marked unsure"
+    )
+    group.add_argument(
         "--verify",
         metavar="PATH",
         type=Path,
@@ -251,6 +264,7 @@ def _given(parser, argv):
 
 READING = {"--data", "--limit", "--labels", "--include", "--exclude", "--group"}
 TRAINING = READING | {"--recipe", "--set", "--seed", "--precision", "--study", "--budget"}
+PREDICTING = {"--predict", "--threshold", "--student-id", "--output-dir", "--limit", "--device", "--quiet"}
 STUDIES = {"--diary", "--compare"}
 
 
@@ -271,6 +285,13 @@ def _check_together(options, given):
     ignored = given - (READING | {"--check", "--recipe", "--set", "--seed", "--student-id", "--quiet"})
     if options.check and ignored:
         raise InputError(f"--check only says how the data are understood: leave {_list(ignored)} out")
+    if options.threshold is not None and not options.predict:
+        raise InputError("--threshold goes with --predict")
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
+        raise InputError(f"--threshold {options.threshold:g}: a confidence is from 0 to 1")
+    ignored = given - PREDICTING
+    if options.predict and ignored:
+        raise InputError(f"--predict only asks a finished model: leave {_list(ignored)} out")
     ignored = given - {"--verify", "--data", "--limit", "--quiet"}
     if options.verify and ignored:
         raise InputError(f"--verify only checks bundles: leave {_list(ignored)} out")

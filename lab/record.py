@@ -15,7 +15,7 @@ from lab.files import write_csv, write_whole
 from lab.findings import Findings
 from lab.recipe import Recipe
 
-SCHEMA = 6
+SCHEMA = 7
 
 
 @dataclass
@@ -116,8 +116,10 @@ class DataFacts:
 
     `notes` are sentences about what was guessed or converted; `contradictions` name equal pictures of
     different classes ("a/1.png and b/7.png"); `presented` says what the model is shown ("grey, 200 x 200
-    pixels, ..."); `pixel_range` is what becomes 0 and 255 in images of more than 8 bits; `from_split` is true
-    where the submitted code cannot come to the same split by itself and reads the run's dataset_split/.
+    pixels, ..."); `light`: between which mean values, of 0 to 255, 98 % of the training images lie, as the
+    model is shown them; `pixel_range` is what becomes 0 and 255 in images of more than 8 bits; `from_split`
+    is true where the submitted code cannot come to the same split by itself and reads the run's
+    dataset_split/.
     """
 
     source: str
@@ -136,6 +138,7 @@ class DataFacts:
     contradictions: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     presented: str = ""
+    light: tuple[float, float] | None = None
     pixel_range: tuple[float, float] | None = None
     from_split: bool = False
     choices: Choices = field(default_factory=Choices)
@@ -207,6 +210,15 @@ class Calibration:
 
 
 @dataclass
+class Threshold:
+    """The lowest confidence from which on at least the share `precision` of the answers on the test split is
+    right; None where no confidence is high enough."""
+
+    precision: float
+    confidence: float | None
+
+
+@dataclass
 class Results:
     """The scores on the test split; true classes are the rows of the confusion matrix."""
 
@@ -226,6 +238,7 @@ class Results:
     per_class: dict[str, ClassScore]
     calibration: Calibration
     predictions: list[Prediction]
+    thresholds: list[Threshold] = field(default_factory=list)
 
     @property
     def beats_largest(self):
@@ -328,7 +341,7 @@ def read_record(path):
         if schema == SCHEMA and named:
             return msgspec.convert(content, Record)
     except FileNotFoundError:
-        raise InputError(f"there is no {path}: run once without --report-only") from None
+        raise InputError(f"there is no {path}: a finished run of this id is needed") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}): run again with --force") from None
     raise InputError(f"{path} was written by another version: run again with --force")

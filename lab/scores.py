@@ -2,9 +2,19 @@
 
 import numpy as np
 
-from lab.record import Calibration, CalibrationBin, ClassScore, Prediction, Results, Sample, ShownPrediction
+from lab.record import (
+    Calibration,
+    CalibrationBin,
+    ClassScore,
+    Prediction,
+    Results,
+    Sample,
+    ShownPrediction,
+    Threshold,
+)
 
 CALIBRATION_BINS = 10
+PRECISIONS = (0.95, 0.99)  # for which a threshold of the confidence is sought
 BASELINE = 0.60  # the assignment's pass mark: at least 60 % test accuracy
 
 
@@ -14,13 +24,11 @@ def score(logits, labels, classes, files):
     The interval of the accuracy is Wilson's (1927); `p_value` is that of the exact one-sided binomial test
     of an accuracy no higher than the baseline.
     """
-    from scipy.special import softmax
     from scipy.stats import binomtest
     from sklearn.metrics import classification_report, confusion_matrix, log_loss
 
     numbers = list(range(len(classes)))
-    # In float64, so that a loss of 0.0001 still has its digits.
-    confidences = softmax(np.asarray(logits, dtype=np.float64), axis=1)
+    confidences = confidences_of(logits)
     predicted = confidences.argmax(axis=1)
     correct, total = int((predicted == labels).sum()), len(labels)
     interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
@@ -32,7 +40,7 @@ def score(logits, labels, classes, files):
     }
     largest = max(of_class, key=lambda name: of_class[name].images)
     predictions = [
-        Prediction(file, classes[truth], classes[guess], [round(float(c), 6) for c in row])
+        Prediction(file, classes[truth], classes[guess], as_written(row))
         for file, truth, guess, row in zip(files, labels, predicted, confidences)
     ]
     return Results(
@@ -52,7 +60,34 @@ def score(logits, labels, classes, files):
         per_class=of_class,
         calibration=calibrate(confidences.max(axis=1), predicted == labels),
         predictions=predictions,
+        thresholds=find_thresholds(predictions),
     )
+
+
+def confidences_of(logits):
+    """The softmax of logits (n, classes), in float64, so that a loss of 0.0001 still has its digits."""
+    from scipy.special import softmax
+
+    return softmax(np.asarray(logits, dtype=np.float64), axis=1)
+
+
+def as_written(confidences):
+    """The confidences of an image as records and tables have them: six digits."""
+    return [round(float(c), 6) for c in confidences]
+
+
+def find_thresholds(predictions):
+    """A Threshold for each of PRECISIONS. They are found on the images that they are stated for, so on new
+    ones the precision will be a little lower."""
+    ordered = sorted(predictions, key=lambda p: -max(p.confidences))
+    confidences = np.array([max(p.confidences) for p in ordered])
+    precision = np.cumsum([p.predicted == p.true for p in ordered]) / np.arange(1, len(ordered) + 1)
+    ends = np.append(confidences[1:] < confidences[:-1], True)  # equal confidences go together
+    found = []
+    for wanted in PRECISIONS:
+        high = np.flatnonzero(ends & (precision >= wanted))
+        found.append(Threshold(wanted, float(confidences[high[-1]]) if len(high) else None))
+    return found
 
 
 def calibrate(confidences, right, bins=CALIBRATION_BINS):

@@ -121,7 +121,7 @@ def test_a_power_cut_finds_the_old_file_or_the_new_one(tmp_path, monkeypatch):
         (b'{"schema": 3, "recipe": {"values": {}}}', "another version"),
         (b"[]", "is damaged"),
         (b"[" * 100_000, "is damaged"),
-        (None, "there is no .*without --report-only"),
+        (None, "there is no .*a finished run of this id is needed"),
     ],
 )
 def test_a_record_that_cannot_be_read_is_one_line(tmp_path, content, message):

@@ -8,7 +8,6 @@ import pickle
 import re
 import shutil
 import tempfile
-import zipfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,12 +22,13 @@ import data
 import train
 from lab import inspection, intake
 from lab.bundle import bundle_names
-from lab.errors import InputError, told
+from lab.errors import InputError, said, told
 from lab.files import place, sha256, write_whole
 from lab.recipe import load_recipe
 from lab.record import SCHEMA, DataFacts, Record, Results, Shown
 from lab.scores import score
 from lab.stages import describe_model
+from lab.weights import fit_model, load_weights
 from report.answers import ANSWERS, FILLED, QUESTIONS, answer_texts, own_answers
 from report.submission import assemble_submission, submission_of
 from verify.code import read_bounded, read_code
@@ -38,15 +38,9 @@ HOLDS, EDITED = "holds", "holds, code edited"
 FAILED, OTHER_MODEL = "FAILED", "not evaluated: the model was changed"
 MEMORY = 8 * 2**30  # bytes of data of a process that checks a bundle
 BATCH = 256
-WEIGHTS_BYTES = 2**31
 # Figures that another machine's rounding moves, and how far; all others follow from whole numbers.
 ROUNDED = {"loss", "ece", "confidence", "confidences", "mean", "least", "most", "even"}
 NEAR = 2e-4
-
-
-def _said(error):
-    """A library's error on one line, not too long."""
-    return " ".join(str(error).split())[:200]
 
 
 class Work(NamedTuple):
@@ -90,7 +84,7 @@ def check(bundle, work):
     except InputError as error:
         verdict.reasons.append(str(error))
     except Exception as error:  # a stranger's file can raise nearly anything
-        verdict.reasons.append(f"cannot be checked ({type(error).__name__}: {_said(error)})")
+        verdict.reasons.append(f"cannot be checked ({type(error).__name__}: {said(error)})")
     else:
         if not verdict.reasons:
             verdict.word = EDITED if verdict.diff else HOLDS
@@ -255,37 +249,6 @@ def read_split(folder, record, target):
     return intake.Images(*both, record.data)
 
 
-def load_weights(path):
-    """({name: tensor} of a .pth, their digest). InputError where it is no plain state_dict."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("it is compressed")
-        if sum(entry.file_size for entry in entries) > WEIGHTS_BYTES:
-            raise ValueError("it is too large")
-        weights, digest = torch.load(path, map_location="cpu", weights_only=True), hashlib.sha256()
-        for name, tensor in weights.items():
-            digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
-    except Exception as error:  # pickles of strangers
-        raise InputError(f"the .pth is not plain weights of torch.save ({_said(error)})") from None
-    return weights, digest.hexdigest()
-
-
-def fit_model(weights, recipe, num_classes):
-    """Our ViT with these weights. InputError where they are not such a model's."""
-    with torch.device("meta"):  # no memory: is it as large as the weights?
-        needed = sum(p.numel() for p in train.make_model(recipe, num_classes).parameters())
-    if (there := sum(tensor.numel() for tensor in weights.values())) != needed:
-        raise InputError(f"the .pth has {there} parameters, the settings in the code make {needed}")
-    model = train.make_model(recipe, num_classes)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(f"the .pth does not fit the settings in the code ({_said(error)})") from None
-    return model
-
-
 def measure(model, images, recipe, record, run):
     """The record with everything in it that follows from the weights and the images, computed here."""
     test = images.test
@@ -341,8 +304,9 @@ def _agree_on(record, measured, own, log, verdict):
     counted = record.model.parameters, measured.model.parameters
     different += [("parameters", *counted)] if counted[0] != counted[1] else []
     _check_training(record, measured, log, verdict)
-    for path, said, value in different[:4]:
-        verdict.reasons.append(f"{path.lstrip('.')}: measured {_short(value)}, the PDF states {_short(said)}")
+    for path, stated, value in different[:4]:
+        words = f"measured {_short(value)}, the PDF states {_short(stated)}"
+        verdict.reasons.append(f"{path.lstrip('.')}: {words}")
     verdict.reasons += [f"{len(different) - 4} other figures differ"] * (len(different) > 4)
     return dataclasses.replace(measured, data=msgspec.convert(found, DataFacts), **values)
 

@@ -1,0 +1,268 @@
+"""A finished bundle's model on new pictures: `run.py --predict`.
+
+They are prepared as in training, by the same functions (data.py): decoded, scaled, standardised, and scored
+in all views. However many there are, a few hundred at a time are in the memory.
+"""
+
+import csv
+import heapq
+import io
+import tempfile
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import data
+import train
+from lab import archives, layout, scores
+from lab.bundle import bundle_names
+from lab.errors import InputError, printable
+from lab.files import writing_whole
+from lab.inspection import attention_rollout
+from lab.intake import Decoder, check_folder
+from lab.machine import choose_device, keep_freed_memory
+from lab.record import Choices, read_record
+from lab.weights import fit_model, load_weights
+
+AT_ONCE = 256  # pictures in the memory, about
+SHOWN = 1000  # on the page: those that the model is least sure of
+SIDE = 160  # pixels of a picture on the page
+
+
+@dataclass(order=True)
+class Answer:
+    """What the model says of a picture. Sorted by confidence, then by the order in which they came."""
+
+    confidence: float
+    number: int
+    name: str = field(compare=False)
+    path: Path = field(compare=False)
+    predicted: str = field(compare=False)
+    confidences: list = field(compare=False)
+    unsure: bool = field(compare=False)
+    picture: bytes = field(compare=False, default=b"")  # a JPEG of `size`, (width, height)
+    size: tuple[int, int] = field(compare=False, default=(0, 0))
+    rollout: np.ndarray | None = field(compare=False, default=None)  # (rows, columns), largest 1
+
+
+@dataclass
+class Unfamiliar:
+    """How many of the pictures are not as the run's images were: `size`, `light`, `mode`."""
+
+    facts: object  # lab.record.DataFacts
+    pictures: int = 0
+    counts: Counter = field(default_factory=Counter)
+
+    def __post_init__(self):
+        sides = np.array([[int(n) for n in size.split(" x ")] for size, _ in self.facts.sizes])
+        self.low, self.high = sides.min(0), sides.max(0)
+        self.modes = {mode for mode, _ in self.facts.modes}
+
+    def add(self, about, pixels):
+        """about: ((width, height), mode) of a picture; pixels: uint8, as the model is shown it."""
+        (size, mode), mean = about, float(pixels.mean())
+        dark, bright = self.facts.light or (0, 255)
+        self.pictures += 1
+        self.counts["size"] += bool((np.array(size) < self.low).any() or (np.array(size) > self.high).any())
+        self.counts["light"] += not dark - 1 <= mean <= bright + 1
+        self.counts["mode"] += mode not in self.modes
+
+    def told(self):
+        """One sentence, and whether anything is unfamiliar. Of a hundred training images two were beyond
+        `light` as well."""
+        counts, of = self.counts, f"of {self.pictures:,} pictures"
+        sizes = " x ".join(f"{a} to {b}" if a != b else f"{a}" for a, b in zip(self.low, self.high))
+        dark, bright = self.facts.light or (0, 255)
+        parts = [f"{counts['size']:,} {of} are smaller or larger than the run's ({sizes})"]
+        parts += [
+            f"{counts['light']:,} darker or brighter than nearly all of them (means {dark:g} to {bright:g})"
+        ]
+        parts += [f"{counts['mode']:,} of another mode ({', '.join(sorted(self.modes))})"]
+        odd = counts["size"] or counts["mode"] or counts["light"] > 0.05 * self.pictures
+        return ", ".join(parts), bool(odd)
+
+
+@dataclass
+class Outcome:
+    """All that the page shows. `answers` are the least sure ones, least sure first."""
+
+    student_id: str
+    date: str  # of the run
+    classes: list[str]
+    threshold: float | None
+    counts: Counter = field(default_factory=Counter)  # pictures by predicted class
+    unsure: int = 0
+    answers: list[Answer] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    beside: str = ""
+
+    @property
+    def pictures(self):
+        return sum(self.counts.values())
+
+
+def find_pictures(places, scratch, limits):
+    """([(name, path)] of the pictures in files, folders, zips and tars, {reason: [paths]} of other files).
+
+    Archives are unpacked in the folder `scratch`. InputError where a place is none of these, or outside the
+    limits.
+    """
+    found, left_out = [], defaultdict(list)
+    for number, place in enumerate(map(Path, places)):
+        before = f"{place.name}/" if len(places) > 1 else ""
+        if place.is_file() and archives.is_archive_name(place):
+            place, home = scratch / str(number), place
+            archives.unpack([home], place, limits)
+        elif place.is_file():
+            found.append((place.name, place))
+            continue
+        if not place.is_dir():
+            raise InputError(f"--predict {place}: there is no such picture, folder or zip")
+        check_folder(place, limits)
+        candidates, _ = layout.sort_files(place, Choices(), left_out)
+        found += [(before + path.as_posix(), place / path) for path in candidates]
+    if not found:
+        raise InputError(f"no pictures in {', '.join(map(str, places))}")
+    return found, left_out
+
+
+def load_bundle(folder, student_id):
+    """(Record, model) of a finished bundle. InputError where there is none, or its weights are others."""
+    record = read_record(folder / "run" / "record.json")
+    weights, _ = load_weights(folder / bundle_names(student_id)[2])
+    return record, fit_model(weights, record.recipe.values, len(record.data.classes)).eval()
+
+
+class Predictor:
+    """Scores pictures and keeps what the page needs. `model` is on its device."""
+
+    def __init__(self, record, model, threshold, tick):
+        self.recipe, self.facts, self.model = record.recipe.values, record.data, model
+        self.decoder = Decoder(tick, self.facts.pixel_range)
+        self.unfamiliar = Unfamiliar(self.facts)
+        self.outcome = Outcome(record.student.id, record.date, self.facts.classes, threshold)
+
+    def read(self, paths):
+        """As data.read_pixels."""
+        return data.read_pixels(paths, self.recipe.image_size, self.recipe.channels, decode=self.decoder)
+
+    def score(self, pixels, rows):
+        """The confidences (n, classes) of rows of pixels, as of a test split."""
+        rows = torch.tensor(rows)
+        split = data.Split(torch.from_numpy(pixels), rows, torch.zeros_like(rows), self.facts.classes, [], [])
+        loader = data.BatchLoader(split, self.recipe, next(self.model.parameters()).device)
+        return scores.confidences_of(train.predict(self.model, loader, self.recipe)[0].cpu().numpy())
+
+    def answer(self, pictures, number):
+        """The Answers to some (name, path), of which the first is the picture of that number."""
+        pixels, digests, faults = self.read([path for _, path in pictures])
+        name_of = {path: name for name, path in pictures}
+        self.outcome.unreadable += [
+            (printable(name_of[path]), reason.replace(str(path), path.name)) for path, reason in faults
+        ]
+        rows = [row for row, digest in enumerate(digests) if digest]
+        if not rows:
+            return []
+        answers = []
+        for row, confidences in zip(rows, map(scores.as_written, self.score(pixels, rows))):
+            name, path = pictures[row]
+            self.unfamiliar.add(self.decoder.about[path], pixels[row])
+            most = max(confidences)
+            predicted = self.facts.classes[confidences.index(most)]
+            unsure = self.outcome.threshold is not None and most < self.outcome.threshold
+            answers.append(Answer(most, number + row, printable(name), path, predicted, confidences, unsure))
+            self.outcome.counts[predicted] += 1
+            self.outcome.unsure += unsure
+        self.decoder.about.clear()  # however many there are
+        return answers
+
+    def illustrate(self, answers):
+        """Give each Answer its picture, and where the model looked."""
+        grid = self.recipe.image_size // self.recipe.patch_size
+        device = next(self.model.parameters()).device
+        for start in range(0, len(answers), AT_ONCE):
+            part = answers[start : start + AT_ONCE]
+            pixels, digests, _ = self.read([answer.path for answer in part])
+            for answer, image, digest in zip(part, torch.from_numpy(pixels), digests):
+                if digest is None:  # it went away in between
+                    continue
+                inputs = data.normalize(image[None].to(device).float() / 255, self.recipe.standardize)
+                rollout = attention_rollout(self.model, inputs)[0].reshape(grid, grid)
+                answer.rollout = rollout / rollout.max()
+                thumbnail, file = self.decoder.decode(answer.path, self.recipe.channels), io.BytesIO()
+                thumbnail.thumbnail((SIDE, SIDE))
+                thumbnail.save(file, "JPEG", quality=80)
+                answer.picture, answer.size = file.getvalue(), thumbnail.size
+
+
+def predict(options, screen):
+    """Write predictions.csv of the pictures named by --predict -> (its path, Outcome)."""
+    device = choose_device(options.device)
+    record, model = load_bundle(options.folder, options.student_id)
+    keep_freed_memory()
+    table = options.folder / "predictions" / "predictions.csv"
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures, left_out = find_pictures(options.predict, Path(scratch), options.limits)
+        for reason, paths in left_out.items():
+            screen.say(f"left out: {len(paths)} {reason}, as {paths[0].as_posix()}", "yellow")
+        table.parent.mkdir(exist_ok=True)
+        with screen.count("reading pictures", len(pictures)) as tick:
+            predictor = Predictor(record, model.to(device), options.threshold, tick)
+            kept = _predict_all(predictor, pictures, table)
+            predictor.decoder.tick = lambda: None
+        outcome = predictor.outcome
+        outcome.answers = sorted(kept)
+        predictor.illustrate(outcome.answers)
+    outcome.beside, odd = predictor.unfamiliar.told()
+    _say(outcome, odd, record.results, screen)
+    return table, outcome
+
+
+def _predict_all(predictor, pictures, path):
+    """Write the answers to all pictures to a CSV as they come -> the SHOWN least sure ones."""
+    batch = predictor.recipe.batch_size
+    step, kept = batch * -(-AT_ONCE // batch), []  # whole batches, as the run's own evaluation has them
+    with writing_whole(path) as file:
+        text = io.TextIOWrapper(file, "utf-8", newline="")
+        table = csv.writer(text, lineterminator="\n")
+        confidences = [f"confidence {name}" for name in predictor.facts.classes]
+        table.writerow(
+            ["file", "predicted", *["sure"] * (predictor.outcome.threshold is not None), *confidences]
+        )
+        for start in range(0, len(pictures), step):
+            for answer in predictor.answer(pictures[start : start + step], start):
+                mark = ["unsure" if answer.unsure else "sure"] * (predictor.outcome.threshold is not None)
+                table.writerow([answer.name, answer.predicted, *mark, *answer.confidences])
+                # A heap of the negated: its smallest is the surest, which goes first.
+                item = (-answer.confidence, -answer.number, answer)
+                (heapq.heappush if len(kept) < SHOWN else heapq.heappushpop)(kept, item)
+        text.detach()  # writes the rest, and leaves the file open
+    return [answer for *_, answer in kept]
+
+
+def _say(outcome, odd, results, screen):
+    """What came of it, on the screen."""
+    counts = [(name, f"{outcome.counts[name]:,}") for name in outcome.classes if outcome.counts[name]]
+    screen.table(("class", "pictures"), counts)
+    for name, reason in outcome.unreadable[:5]:
+        screen.say(f"unreadable: {name} ({reason})", "yellow")
+    if (more := len(outcome.unreadable) - 5) > 0:
+        screen.say(f"and {more:,} more that are unreadable", "yellow")
+    screen.say(outcome.beside, "yellow" if odd else None)
+    if outcome.threshold is not None:
+        screen.say(
+            f"{outcome.unsure:,} of {outcome.pictures:,} are marked unsure, below {outcome.threshold:g}"
+        )
+        return
+    for row in results.thresholds:
+        if row.confidence is None:
+            screen.say(f"on the test split no confidence gives a precision of {row.precision:.0%}")
+            continue
+        share = np.mean([max(p.confidences) >= row.confidence for p in results.predictions])
+        screen.say(
+            f"--threshold {row.confidence:g} marks the less sure ones: on the test split at least "
+            f"{row.precision:.0%} of the answers above it are right, which are {share:.1%} of all"
+        )
