@@ -17,9 +17,8 @@ from vit import ViT
 def make_model(settings, num_classes):
     """The ViT of these settings, its weights drawn from their seed."""
     torch.manual_seed(settings.seed)  # right before: nothing else draws from it in between
-    names = ("image_size", "patch_size", "channels", "dim", "depth", "heads", "dim_head", "mlp_dim")
-    names += ("pool", "dropout", "emb_dropout")
-    return ViT(num_classes=num_classes, **{name: getattr(settings, name) for name in names})
+    names = "image_size patch_size channels dim depth heads dim_head mlp_dim pool dropout emb_dropout"
+    return ViT(num_classes=num_classes, **{name: getattr(settings, name) for name in names.split()})
 
 
 def make_optimizers(model, settings):
@@ -62,10 +61,9 @@ def train_epoch(model, optimizer, data_loader, loss_history, *, schedulers=(), s
     `micro_batch` images go through the model together, where the memory is too small for a whole batch.
     """
     model.train()
-    device, total, seen = next(model.parameters()).device, len(data_loader.dataset), 0
+    device, total, seen, losses, correct = next(model.parameters()).device, len(data_loader.dataset), 0, 0, 0
     optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
-    loss_sum = correct = 0
     for i, (data, target) in enumerate(data_loader):
         data, target, loss = data.to(device), target.to(device), 0.0
         model.zero_grad()
@@ -89,24 +87,25 @@ def train_epoch(model, optimizer, data_loader, loss_history, *, schedulers=(), s
         scaler.update()  # lower after an overflow, whose step was skipped, and higher after a while
         for scheduler in schedulers:
             scheduler.step()
-        loss_sum += loss * len(data)  # on the device: reading it each step would make a GPU wait
+        losses += loss * len(data)  # on the device: reading it each step would make a GPU wait
         if i % math.ceil(len(data_loader) / 6) == 0:
             print(f"[{seen:5d}/{total} ({100 * seen / total:3.0f} %)] Loss: {loss.item():.4f}")
             loss_history.append(loss.item())
         seen += len(data)
-    if not math.isfinite(loss_sum):
-        raise ValueError(f"the training loss became {float(loss_sum)}")
-    return float(loss_sum) / total, int(correct) / total
+    if not math.isfinite(losses):
+        raise ValueError(f"the training loss became {float(losses)}")
+    return float(losses) / total, int(correct) / total
 
 
 def views_of(images, settings):
-    """The views (b, c, side, side) that test images are scored in: turned and shifted as in training."""
-    # A quarter of a patch to each corner: the patches begin in four places.
-    side, pad = images.shape[-1], min(round(settings.crop * images.shape[-1]), settings.patch_size // 4)
-    padded, ends = F.pad(images, (pad,) * 4, mode="reflect"), sorted({0, 2 * pad})
-    views = [padded[..., y : y + side, x : x + side] for y in ends for x in ends]
-    flips = ((), (-1,), (-2,), (-1, -2)) if settings.flip else ((),)
-    views = [view.flip(dims) for view in views for dims in flips]
+    """The views (b, c, side, side) that test images are scored in: turned as in training, else shifted."""
+    if settings.flip:
+        views = [images.flip(dims) for dims in ((), (-1,), (-2,), (-1, -2))]
+    else:  # a quarter of a patch to each corner: the patches begin in four places
+        side = images.shape[-1]
+        pad = min(round(settings.crop * side), settings.patch_size // 4)
+        padded, ends = F.pad(images, (pad,) * 4, mode="reflect"), {0, 2 * pad}
+        views = [padded[..., y : y + side, x : x + side] for y in ends for x in ends]
     return [*views, *(view.mT for view in views)] if settings.transpose else views
 
 
@@ -146,6 +145,7 @@ def fit(model, optimizers, schedulers, train_loader, test_loader, settings, trai
     """
     for number in range(first_epoch, settings.epochs + 1):
         print("Epoch:", number)
+        model.patch_dropout = settings.patch_dropout * (number <= 0.75 * settings.epochs)  # then 0
         start = time.perf_counter()
         train_loss, accuracy = train_epoch(
             model, optimizers, train_loader, train_losses, schedulers=schedulers, scaler=scaler,

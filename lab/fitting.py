@@ -31,8 +31,9 @@ EPOCH = 1_200  # what an epoch shows of a smaller set, by repeating its images
 # The probe: a linear classifier on the responses to random patches (Coates, Lee, Ng 2011).
 PROBED = 1_000  # images at most
 SIDE, PATCH, FILTERS, FOLDS, RIDGE = 40, 7, 32, 3, 0.1
-# Where flips lose nothing, a defect's place says nothing, and larger shifts pay.
-CROPS = {True: 0.25, False: 0.06}
+# Where flips lose nothing, a defect's place says nothing: larger shifts pay, and half of the patches tell as
+# much as all.
+CROPS, PATCH_DROPOUTS = {True: 0.25, False: 0.06}, {True: 0.5, False: 0.0}
 FEW, FEW_MIXUP = 100, 0.2  # training images below which blending pairs of them pays
 SYMMETRIES, VIEWS = ("as they are", "flipped", "flipped and transposed"), (1, 4, 8)  # how many of each
 
@@ -99,9 +100,9 @@ def fit_recipe(split, recipe, free):
 
 
 def _fit_invariances(split, recipe, free):
-    """The Fit of `standardize`, `flip`, `transpose` and `crop`, to what tells the classes apart."""
+    """The Fit of `standardize`, `flip`, `transpose`, `crop`, `patch_dropout`, to what tells classes apart."""
     reasons = {}
-    symmetries = {"flip", "transpose", "crop"} & free
+    symmetries = {"flip", "transpose", "crop", "patch_dropout"} & free
     if not symmetries and "standardize" not in free:
         return Fit(recipe, reasons)
     rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:PROBED]
@@ -126,6 +127,7 @@ def _fit_invariances(split, recipe, free):
         noise = [math.sqrt((share + found[0]) / len(labels)) for share in found]
         chosen = max(i for i, share in enumerate(found) if share - found[0] <= noise[i])
         values = {"flip": chosen > 0, "transpose": chosen > 1, "crop": CROPS[chosen > 0]}
+        values["patch_dropout"] = PATCH_DROPOUTS[chosen > 0]
         recipe = dataclasses.replace(recipe, **{name: values[name] for name in symmetries})
         words = ", ".join(f"on {share:.1%} {name}" for name, share in zip(SYMMETRIES, found))
         reasons |= {name: f"a linear classifier errs {words} ({among})" for name in sorted(symmetries)}

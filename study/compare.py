@@ -131,11 +131,15 @@ def with_steps_of(recipe, whole, part):
 
 
 def seconds_a_step(setup, recipe, times=4):
-    """The fastest of a few training steps of a Setup, which is trained by them."""
+    """The seconds of a training step of a Setup, the fastest of a few, which train it."""
     from lab import training
 
     batch = next(iter(setup.train_loader))
-    return min(training.seconds_of_step(setup, batch, recipe) for _ in range(times))
+
+    def fastest():
+        return min(training.seconds_of_step(setup, batch, recipe) for _ in range(times))
+
+    return training.mean_seconds(fastest, setup.model, recipe)
 
 
 def prepare(where, split, held_out, recipe, name):

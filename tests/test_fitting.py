@@ -90,13 +90,14 @@ def test_what_a_user_sets_stands():
     fit = fitting.fit_recipe(split_of(wedge), RECIPE, FITTED - {"flip", "transpose", "repeats", "mixup"})
     assert fit.recipe.flip and not fit.recipe.transpose
     assert (fit.recipe.repeats, fit.recipe.mixup) == (1, RECIPE.mixup)
-    assert set(fit.reasons) == {"epochs", "standardize", "crop"}
+    assert set(fit.reasons) == {"epochs", "standardize", "crop", "patch_dropout"}
     assert fitting.fit_recipe(split_of(wedge), RECIPE, frozenset()) == (RECIPE, {})
 
 
 def test_shifts_are_large_where_the_place_says_nothing_and_few_images_are_blended():
     grains, wedges = (fitting.fit_recipe(split_of(draw), RECIPE, FITTED).recipe for draw in (grain, wedge))
     assert grains.crop > 0.2 > 0.1 > wedges.crop
+    assert (grains.patch_dropout, wedges.patch_dropout) == (0.5, 0)
     assert grains.mixup > 0
     assert fitting.fit_recipe(split_of(grain, count=fitting.FEW // 2), RECIPE, FITTED).recipe.mixup == 0
 

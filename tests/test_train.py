@@ -136,14 +136,24 @@ def test_views_are_shifted_to_four_corners_with_mirrored_edges():
     mirrored = numpy.pad(picture.numpy(), 1, mode="reflect")  # a quarter of a patch
     for view, (y, x) in zip(views, ((0, 0), (0, 2), (2, 0), (2, 2))):
         numpy.testing.assert_array_equal(view[0, 0], mirrored[y : y + 40, x : x + 40])
-    turned = {
-        view.numpy().tobytes()
-        for view in train.views_of(picture[None, None], dataclasses.replace(recipe, flip=True))
-    }
-    assert turned == {
-        view.flip(dims).numpy().tobytes() for view in views for dims in ((), (-1,), (-2,), (-1, -2))
-    }
     assert len(train.views_of(picture[None, None], dataclasses.replace(recipe, crop=0.0))) == 1
+
+
+def test_patches_are_left_out_in_three_quarters_of_the_epochs_and_never_in_a_test(splits):
+    recipe = tiny(epochs=4, patch_dropout=0.5)
+    setup = prepare(splits, recipe)
+    tokens = []
+    setup.model.transformer.register_forward_pre_hook(
+        lambda model, args: tokens.append((model.training, args[0].shape[1]))
+    )
+    seen = []
+    for _ in training.epochs(setup, recipe):
+        seen.append(set(tokens))
+        tokens.clear()
+    patches = (recipe.image_size // recipe.patch_size) ** 2
+    assert seen == [{(True, patches // 2 + 1), (False, patches + 1)}] * 3 + [
+        {(True, patches + 1), (False, patches + 1)}
+    ]
 
 
 def test_a_flipped_image_gets_the_same_prediction_from_all_flips(splits):
