@@ -56,6 +56,7 @@ def train_and_report(options, screen):
         from lab.record import Record, Student
 
         report.check_report(options.answers, options.latex, options.notebook)
+        check_onnx(options)
         device, machine = stages.check_machine(options, screen)
     start = None if options.resume else first_studies(options, machine.precision, screen)
     with staged(options.folder, options.student_id, options.resume) as staging:
@@ -92,6 +93,14 @@ def train_and_report(options, screen):
     return record
 
 
+def check_onnx(options):
+    """InputError where --onnx could not be written in the end."""
+    if options.onnx:
+        from lab import export
+
+        export.check_onnx()
+
+
 def draw(record, options, folder, screen):
     """Draw the report into `folder`, and say what there is to say of it."""
     import report
@@ -113,6 +122,7 @@ def report_only(options, screen):
         from study import findings
 
         report.check_report(options.answers, options.latex, options.notebook)
+        check_onnx(options)
         record = read_record(options.folder / "run" / "record.json")
         if options.notebook:
             report.check_finished(record, options.folder)
@@ -152,12 +162,19 @@ def finish(record, options, screen):
         if message:
             warn(message)
         paths, well = [*paths, path], message is None
+    if options.onnx:
+        from lab.export import write_onnx
+
+        with screen.stage("ONNX"):
+            path, difference = write_onnx(folder, options.student_id, options.onnx)
+        screen.say(f"its confidences differ from PyTorch's by at most {difference:.0e}")
+        paths.append(path)
     paths += zip_bundle(folder, options.student_id, options.zip)
     if options.checks_bundle:
         from verify.verification import verify_own
 
         with screen.stage("Verification"):
-            well &= verify_own(folder, options.student_id, screen)
+            well &= verify_own(folder, record, screen)
     return paths, well
 
 

@@ -37,6 +37,11 @@ def notebook_name(student_id):
     return f"{student_id}_Lab8_Homework.ipynb"
 
 
+def onnx_name(student_id):
+    """The file name of the model for other programs."""
+    return f"{student_id}_Lab8_Homework.onnx"
+
+
 def zip_name(student_id):
     """The file name of the upload archive."""
     return f"{student_id}_Lab8_Homework.zip"

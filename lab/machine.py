@@ -137,17 +137,26 @@ def available_memory(device):
     return min(free, memory_size()) + swap
 
 
+def model_of_sizes(recipe, classes):
+    """The recipe's ViT, of which the sizes of its weights count alone: on the device "meta", which takes no
+    memory. A small one is made as it is, as PyTorch imports for a second before it draws on that device."""
+    import torch
+
+    from train import make_model
+
+    r = recipe
+    matrices = r.depth * (4 * r.heads * r.dim_head + 2 * r.mlp_dim) + r.channels * r.patch_size**2
+    weights = r.dim * (matrices + (r.image_size // r.patch_size) ** 2 + classes)
+    with torch.device("cpu" if weights < 10**7 else "meta"):
+        return make_model(recipe, classes)
+
+
 def least_memory(recipe, classes, precision):
     """(bytes of the weights with their gradients and optimizer state, bytes a training image adds).
 
     A lower bound: of what the backward pass needs of a block, only what certainly stays is counted.
     """
-    import torch
-
-    from train import make_model
-
-    with torch.device("meta"):  # sizes alone, no memory
-        parameters = list(make_model(recipe, classes).parameters())
+    parameters = list(model_of_sizes(recipe, classes).parameters())
     moments = 1 if recipe.muon_learning_rate else 2  # Muon keeps one number a weight, AdamW two
     held = sum(4 * p.numel() * (2 + (moments if p.ndim == 2 else 2)) for p in parameters)
 

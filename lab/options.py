@@ -56,6 +56,7 @@ class Options:
     latex: bool
     notebook: bool
     zip: bool
+    onnx: int | None
     force: bool
     report_only: bool
     predict: list[Path] | None
@@ -73,7 +74,8 @@ class Options:
     def stages(self):
         """How many stages a run with these options has."""
         drawn = 1 if self.report_only else 6 + self.makes_studies
-        return 0 if self.verify or self.check or self.predict else drawn + self.notebook + self.checks_bundle
+        extra = self.notebook + bool(self.onnx) + self.checks_bundle
+        return 0 if self.verify or self.check or self.predict else drawn + extra
 
     @property
     def makes_studies(self):
@@ -193,6 +195,14 @@ def _add_outputs(parser):
     group.add_argument("--latex", action="store_true", help="also the report as LaTeX, in latex/")
     group.add_argument("--notebook", action="store_true", help="also the code as a notebook, with outputs")
     group.add_argument("--zip", action="store_true", help="also one zip of the three files, to upload")
+    group.add_argument(
+        "--onnx",
+        metavar="OPSET",
+        type=int,
+        nargs="?",
+        const=18,
+        help="also the model as ONNX (opset 18), for other programs",
+    )
     for flag, what in (
         ("--diary", "ablation diary (question 7)"),
         ("--compare", "ViT beside CNNs (question 8)"),

@@ -71,7 +71,7 @@ class Recipe:
     muon_learning_rate: float = _value(0.01, "peak for the matrices; 0: AdamW for them too", 0.0, 10.0)
     learning_rate: float = _value(1e-3, "peak learning rate of AdamW", 1e-9, 10.0)
     weight_decay: float = _value(0.05, "decoupled weight decay", 0.0, 10.0)
-    warmup_epochs: float = _value(2.0, "epochs of linear warm-up before the cosine", 0.0, 100_000)
+    warmup_epochs: float = _value(1.0, "epochs of linear warm-up before the cosine", 0.0, 100_000)
     label_smoothing: float = _value(0.1, "label smoothing of the training loss", 0.0, 0.99)
     clip_norm: float = _value(1.0, "gradients are clipped to this norm; 0: never", 0.0, 1e6)
 

@@ -7,6 +7,7 @@ import torch
 
 import train
 from lab.errors import InputError, said
+from lab.machine import model_of_sizes
 
 WEIGHTS_BYTES = 2**31
 
@@ -30,8 +31,7 @@ def load_weights(path):
 
 def fit_model(weights, recipe, num_classes):
     """Our ViT with these weights. InputError where they are not such a model's."""
-    with torch.device("meta"):  # no memory: is it as large as the weights?
-        needed = sum(p.numel() for p in train.make_model(recipe, num_classes).parameters())
+    needed = sum(p.numel() for p in model_of_sizes(recipe, num_classes).parameters())
     if (there := sum(tensor.numel() for tensor in weights.values())) != needed:
         raise InputError(f"the .pth has {there} parameters, the settings in the code make {needed}")
     model = train.make_model(recipe, num_classes)

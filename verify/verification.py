@@ -147,10 +147,12 @@ def verify_all(path, source, screen, *, limits=LIMITS, labels=None, jobs=1, diff
     return int(any(v.word != HOLDS for v in verdicts) or any(line.fails for line in lines) or not verdicts)
 
 
-def verify_own(folder, student_id, screen):
-    """Check the bundle that a run has just put in `folder`, say so, and return whether it holds."""
+def verify_own(folder, record, screen):
+    """Check the bundle of a Record that a run has just put in `folder`, say so -> whether it holds."""
+    student_id = record.student.id
     paths = {kind: folder / name for kind, name in zip(KINDS, bundle_names(student_id))}
     with tempfile.TemporaryDirectory() as scratch:
-        verdict = check(Files(student_id, str(folder), paths, folder / "run"), Work(None, Path(scratch)))
+        work = Work(None, Path(scratch), drawn=record.files[paths["pdf"].name])
+        verdict = check(Files(student_id, str(folder), paths, folder / "run"), work)
     _show(verdict, screen)
     return verdict.word == HOLDS
