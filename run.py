@@ -67,7 +67,7 @@ def train_and_report(options, screen):
         with screen.stage("Model"):
             setup, model = stages.build(images, start, device, screen)
         with screen.stage("Training"):
-            training, logits = stages.train(setup, checkpoint, staging.run, screen)
+            training, logits = stages.train(setup, checkpoint, staging.run, screen, options.tensorboard)
         screen.seconds["training"] += earlier
         staging.trained = True  # what follows can be done again
         with screen.stage("Evaluation"):

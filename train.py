@@ -145,7 +145,7 @@ def fit(model, optimizers, schedulers, train_loader, test_loader, settings, trai
     """
     for number in range(first_epoch, settings.epochs + 1):
         print("Epoch:", number)
-        model.patch_dropout = settings.patch_dropout * (number <= 0.75 * settings.epochs)  # then 0
+        model.patch_dropout = settings.patch_dropout * (number <= 0.9 * settings.epochs)  # then 0
         start = time.perf_counter()
         train_loss, accuracy = train_epoch(
             model, optimizers, train_loader, train_losses, schedulers=schedulers, scaler=scaler,

@@ -13,6 +13,9 @@ memory is its own.
   bundle    the whole command, data to bundle: seconds and peak memory
   growth    images a second and memory as the data and the image size grow, and with the pixels on disk
   limit     matrix products a second on this machine, and the share of them that training reaches
+  predict   new pictures a second, and memory, for few and for many
+  gpu       on a CUDA device alone: seconds of training and images a second of our recipes, as the card has it
+            and in fp16, beside the assignment's way; the share of the card's matrix rate
 """
 
 import argparse
@@ -55,28 +58,30 @@ def peer_epochs(source, epochs):
         return {"images": len(images.train), "rows": [row[1:] for row in fitted]}
 
 
-def our_setup(train_split, test_split, recipe):
+def our_setup(train_split, test_split, recipe, precision="auto"):
     """The lab.training.Setup of a training here, as run.py has it."""
     from lab.machine import choose_device, choose_precision
     from lab.training import prepare
 
     device = choose_device()
-    return prepare(train_split, test_split, recipe, device, choose_precision("auto", device))
+    return prepare(train_split, test_split, recipe, device, choose_precision(precision, device))
 
 
-def our_epochs(source, name, epochs=None):
-    """The same, our way, with a named recipe."""
+def our_epochs(source, name, epochs=None, precision="auto"):
+    """The same, our way, with a named recipe; `images`: those that an epoch shows."""
     from lab.intake import load_images
-    from lab.recipe import load_recipe
+    from lab.recipe import free_names, load_recipe
     from lab.training import epochs as trained
 
-    recipe = load_recipe(name, [("epochs", epochs)] if epochs else [])
-    images = load_images(source, recipe)
+    settings = [("epochs", epochs)] if epochs else []
+    images = load_images(source, load_recipe(name, settings), free=free_names(name, settings))
+    recipe = images.fit.recipe
+    setup = our_setup(images.train, images.test, recipe, precision)
     begin, rows = time.perf_counter(), []
-    for epoch in trained(our_setup(images.train, images.test, recipe), recipe):
+    for epoch in trained(setup, recipe):
         accuracy = epoch.correct / len(images.test)
         rows.append([epoch.train_seconds, time.perf_counter() - begin, accuracy])
-    return {"images": len(images.train), "rows": rows}
+    return {"images": len(setup.train_loader.dataset), "rows": rows, "precision": setup.precision}
 
 
 def grown(count, side, on_disk=False):
@@ -136,14 +141,41 @@ def limits():
     for dtype in (torch.bfloat16, torch.float32):
         found[f"{dtype} 2048 x 2048 x 2048"] = rate(dtype, 2048, 2048, 2048)
         found[f"{dtype} 4096 x 128 x 384"] = rate(dtype, 4096, 128, 384)
-    for name in ("example", "default"):
+    for name, left_out in (("example", 0.0), ("default", 0.5), ("best", 0.0)):
         recipe = load_recipe(name)
         model = train.make_model(recipe, 6)
-        with FlopCounterMode(display=False) as counter:
-            shape = (1, recipe.channels, recipe.image_size, recipe.image_size)
-            model(torch.zeros(shape)).sum().backward()
-        found[f"operations for one training image, {name}"] = counter.get_total_flops()
+
+        def operations(patch_dropout, recipe=recipe, model=model):
+            model.patch_dropout = patch_dropout
+            with FlopCounterMode(display=False) as counter:
+                shape = (1, recipe.channels, recipe.image_size, recipe.image_size)
+                model(torch.zeros(shape)).sum().backward()
+            return counter.get_total_flops()
+
+        # As train.fit has it: all patches in a tenth of the epochs.
+        mean = 0.1 * operations(0.0) + 0.9 * operations(left_out)
+        found[f"operations for one training image, {name}"] = mean
     return found
+
+
+def predicted(source, count):
+    """Seconds and memory of --predict on so many pictures: demonstration images, again and again."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        command = [sys.executable, ROOT / "run.py", "--student-id", "bench", "--quiet"]
+        made = [*command, "--data", "demo", "--set", "epochs=1", "--no-verify"]
+        subprocess.run(made, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        images = [p for p in (folder / "outputs/bench/run/dataset_split").rglob("*.*") if p.suffix != ".json"]
+        (folder / "new").mkdir()
+        for number in range(count):
+            os.link(os.path.realpath(images[number % len(images)]), folder / "new" / f"{number}.png")
+        start = time.perf_counter()
+        asked = [*command, "--predict", "new"]
+        process = subprocess.Popen(list(map(str, asked)), cwd=folder, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise RuntimeError(f"--predict ended with {os.waitstatus_to_exitcode(status)}")
+        return {"seconds": time.perf_counter() - start, "mb": usage.ru_maxrss / 1024}
 
 
 def bundle(source):
@@ -254,12 +286,56 @@ def part_limit(source, say):
     return found | {"training, GFLOP/s": used}
 
 
+def part_predict(source, say):
+    rows = []
+    for count in (600, 6_000, 60_000):
+        found = alone(predicted, source, count)["value"]
+        rate = count / found["seconds"]
+        say(f"{count:6} new pictures: {rate:5.0f} a second, the start included, peak {found['mb']:.0f} MB")
+        rows.append({"pictures": count, **found})
+    return rows
+
+
+def card():
+    """Name, driver and memory of the GPU, as its driver says."""
+    query = "--query-gpu=name,driver_version,memory.total"
+    command = ["nvidia-smi", query, "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def part_gpu(source, say):
+    from lab.machine import choose_device
+
+    if choose_device().type != "cuda":
+        say("no CUDA device: not measured")
+        return None
+    found = {"card": card(), "limits": alone(limits)["value"]}
+    say(found["card"])
+    tops = [value for name, value in found["limits"].items() if name.startswith("torch")]
+    found["assignment's way, example's values"] = peer = alone(peer_epochs, source, 3)
+    say(f"assignment's way, example's values: {fastest_rate(peer):.0f} images/s")
+    for name in ("example", "default", "best"):
+        for precision in ("auto", "fp16"):
+            run = alone(our_epochs, source, name, 3 if name == "example" else None, precision)
+            *_, (_, seconds, accuracy) = run["value"]["rows"]
+            operations = found["limits"][f"operations for one training image, {name}"]
+            share = operations * fastest_rate(run) / 1e9 / max(tops)
+            say(
+                f"ours, {name}, {run['value']['precision']}: {fastest_rate(run):.0f} images/s, "
+                f"{seconds:.1f} s in all, {accuracy:.2%}, {share:.0%} of the fastest product"
+            )
+            found[f"ours, {name}, {precision}"] = run
+    return found
+
+
 PARTS = {
     "rate": part_rate,
     "accuracy": part_accuracy,
     "bundle": part_bundle,
     "growth": part_growth,
     "limit": part_limit,
+    "predict": part_predict,
+    "gpu": part_gpu,
 }
 
 

@@ -22,12 +22,12 @@ from train import views_of
 
 LOOKED_AT, COLOURED = 60, 0.05  # images whose colours are looked at, and the share that makes a set coloured
 
-# Where flips lose nothing, a defect's place says nothing: larger shifts pay, half of the patches tell as much
-# as all, and fewer images shown (LONG) are enough.
+# Where flips lose nothing, a defect's place says nothing: larger shifts pay, and half of the patches tell as
+# much as all.
 CROPS, PATCH_DROPOUTS = {True: 0.25, False: 0.06}, {True: 0.5, False: 0.0}
-# The length, in images shown: about a minute on two cores with flips and two without; each image at least
-# FEWEST times, up to the ceiling, about half an hour. How it was chosen: study/recorded/README.md.
-LONG, CEILING = {True: 32_000, False: 48_000}, 1_000_000
+# The length, in images shown: LONG, one to two minutes on two cores, but each image at least FEWEST times, up
+# to the ceiling, about half an hour. How it was chosen: study/recorded/README.md.
+LONG, CEILING = 45_000, 1_000_000
 FEWEST = 24
 EPOCH = 2_400  # what an epoch shows of a smaller set, by repeating its images
 
@@ -80,7 +80,7 @@ def fit_length(images, recipe, free):
         values["repeats"] = max(1, round(EPOCH / images))
     epoch = images * values.get("repeats", recipe.repeats)
     if "epochs" in free:
-        wanted = min(max(LONG[recipe.flip], FEWEST * images), CEILING)
+        wanted = min(max(LONG, FEWEST * images), CEILING)
         values["epochs"] = max(1, round(wanted / epoch))
     recipe = dataclasses.replace(recipe, **values)
     shown, times = epoch * recipe.epochs, recipe.epochs * recipe.repeats
@@ -91,8 +91,8 @@ def fit_length(images, recipe, free):
 
 def fit_recipe(split, recipe, free):
     """The Fit of a recipe to a training Split, in those of its values whose names are in `free`."""
-    recipe, measured = _fit_invariances(split, recipe, free)
     recipe, reasons = fit_length(len(split), recipe, free)
+    recipe, measured = _fit_invariances(split, recipe, free)
     if len(split) < FEW and "mixup" in free:
         recipe = dataclasses.replace(recipe, mixup=FEW_MIXUP)
         measured["mixup"] = f"{len(split)} training images are fewer than {FEW}"
@@ -159,7 +159,7 @@ def _filters(images):
 def _features(images, filters):
     """(n, d): the mean response of each filter in each quarter, its largest one, and the image in 4 x 4."""
     parts = []
-    for part in images.split(64):
+    for part in images.split(16):
         response = F.conv2d(part, filters)
         lowest, highest = response.flatten(2).aminmax(dim=2)
         means = [F.adaptive_avg_pool2d(F.relu(signed - 1), 2) for signed in (response, -response)]

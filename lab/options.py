@@ -57,6 +57,7 @@ class Options:
     notebook: bool
     zip: bool
     onnx: int | None
+    tensorboard: bool
     force: bool
     report_only: bool
     predict: list[Path] | None
@@ -203,6 +204,11 @@ def _add_outputs(parser):
         const=18,
         help="also the model as ONNX (opset 18), for other programs",
     )
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="also the scores of each epoch for TensorBoard, as they come",
+    )
     for flag, what in (
         ("--diary", "ablation diary (question 7)"),
         ("--compare", "ViT beside CNNs (question 8)"),
@@ -285,7 +291,7 @@ def _check_together(options, given):
             "--resume goes on with the run's own data, recipe, precision and studies: leave "
             f"{_list(ignored)} out"
         )
-    ignored = given & (TRAINING | {"--device", "--resume", "--force", "--no-verify"})
+    ignored = given & (TRAINING | {"--device", "--resume", "--force", "--no-verify", "--tensorboard"})
     if options.report_only and ignored:
         raise InputError(f"--report-only draws what was measured: leave {_list(ignored)} out")
     if options.report_only and options.makes_studies:

@@ -56,7 +56,7 @@ class Recipe:
     brightness: float = _value(0.0, "random brightness, +- this share of the range", 0.0, 1.0)
     contrast: float = _value(0.0, "random contrast, +- this share", 0.0, 1.0)
     patch_dropout: float = _value(
-        0.0, "share of the patches left out in the first three quarters of the epochs", 0.0, 0.95
+        0.0, "share of the patches left out in the first nine tenths of the epochs", 0.0, 0.95
     )
     mixup: float = _value(0.0, "two images blended, share from Beta(mixup, mixup); 0: never", 0.0, 100.0)
     balance: float = _value(

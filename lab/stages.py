@@ -3,6 +3,10 @@
 Each is a function that takes what the last ones returned; run.py calls them in order.
 """
 
+import contextlib
+import csv
+import dataclasses
+import importlib.util
 import io
 import tempfile
 import time
@@ -28,6 +32,8 @@ def check_machine(options, screen):
     """-> (torch.device, Machine) of this run. InputError where it cannot train the recipe."""
     if options.name:
         check_name(options.name)
+    if options.tensorboard:
+        check_tensorboard()
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     if not options.resume:
@@ -172,14 +178,49 @@ def _announce(setup, recipe, done, screen):
         )
 
 
-def train(setup, checkpoint, run, screen):
+@contextlib.contextmanager
+def _followed(run, history, tensorboard):
+    """A function that adds an EpochRow to run/history.csv, and if wanted to run/tensorboard/, at once, for
+    programs that follow the training. `history`: the rows of a run that is resumed."""
+    writer = None
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(run / "history.csv", "w", newline="", encoding="utf-8"))
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(field.name for field in dataclasses.fields(EpochRow))
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = stack.enter_context(SummaryWriter(run / "tensorboard", purge_step=len(history) + 1))
+
+        def add(row):
+            values = dataclasses.asdict(row)
+            table.writerow(values.values())
+            file.flush()
+            if writer:
+                for name, value in values.items():
+                    writer.add_scalar(name, value, row.epoch)
+                writer.flush()
+
+        table.writerows(dataclasses.astuple(row) for row in history)
+        yield add
+
+
+def check_tensorboard():
+    """InputError where --tensorboard could not be followed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--tensorboard needs tensorboard: pip install tensorboard")
+
+
+def train(setup, checkpoint, run, screen, tensorboard=False):
     """Train from where the checkpoint is -> (TrainingFacts, logits (n, classes) of the test images)."""
     recipe = checkpoint.start.recipe.values
     done = checkpoint.restore(setup)
     _announce(setup, recipe, done, screen)
     begun = last = time.perf_counter()
     log, logits = io.StringIO(), None
+    screen.say(f"follow it in {run}: training.log, history.csv{', tensorboard' * tensorboard}")
     with (
+        _followed(run, checkpoint.history, tensorboard) as follow,
         open(run / "training.log", "w", encoding="utf-8") as file,
         screen.training(recipe.epochs, len(setup.train_loader), done) as bar,
     ):
@@ -191,6 +232,7 @@ def train(setup, checkpoint, run, screen):
             checkpoint.log += log.getvalue()
             log.seek(log.truncate(0))
             checkpoint.history.append(row)
+            follow(row)
             bar.show(row)
             checkpoint.save(setup, now - begun)
             last = time.perf_counter()  # the next epoch does not pay for this checkpoint

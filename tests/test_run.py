@@ -15,7 +15,8 @@ from conftest import NEU_SIZES, ROOT, TINY_ARGS, call, make_folder, refused, run
 import run
 import train
 from lab import options, stages, synthetic
-from lab.record import as_json
+from lab.checkpoint import Checkpoint
+from lab.record import as_json, read_record
 from vit import ViT
 
 RUN = ROOT / "run.py"
@@ -78,6 +79,47 @@ def test_tables_hold_what_the_record_holds(bundle):
     log = (bundle.run / "training.log").read_text()
     assert log.count("Epoch: ") == 6
     assert f"Accuracy: {right}/9" in log.splitlines()[-2]
+
+
+def test_another_program_can_follow_the_training(bundle, tmp_path, monkeypatch, capsys):
+    """Tables and TensorBoard's events grow with each epoch; in the end they hold what the record holds."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    seen, save = [], Checkpoint.save
+
+    def look(checkpoint, setup, seconds):
+        run_folder = checkpoint.path.parent
+        events = EventAccumulator(str(run_folder / "tensorboard")).Reload()
+        rows = (run_folder / "history.csv").read_text().splitlines()
+        log = (run_folder / "training.log").read_text()
+        seen.append((len(rows) - 1, log.count("Epoch: "), len(events.Scalars("test_accuracy"))))
+        save(checkpoint, setup, seconds)
+
+    monkeypatch.setattr(Checkpoint, "save", look)
+    args = ["--student-id", "f", "--output-dir", tmp_path, "--data", bundle.home / "dataset.zip", *TINY_ARGS]
+    assert call(*args, "--set", "epochs=3", "--tensorboard") == 0
+    assert seen == [(1, 1, 1), (2, 2, 2), (3, 3, 3)]
+    assert (
+        f"follow it in {tmp_path / '.f-partial' / 'run'}: training.log, history.csv"
+        in capsys.readouterr().out
+    )
+    history = read_record(tmp_path / "f" / "run" / "record.json").training.history
+    events = EventAccumulator(str(tmp_path / "f" / "run" / "tensorboard")).Reload().Scalars("test_loss")
+    assert [event.value for event in events] == pytest.approx([row.test_loss for row in history], rel=1e-6)
+
+
+def test_tensorboard_is_named_where_it_is_missing(bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stages.importlib.util, "find_spec", lambda name: None)
+    args = [
+        "--student-id",
+        "f",
+        "--output-dir",
+        tmp_path,
+        "--data",
+        bundle.home / "dataset.zip",
+        "--tensorboard",
+    ]
+    assert "pip install tensorboard" in refused(capsys, *args)
 
 
 def test_a_finished_bundle_is_only_replaced_by_force(bundle, copy, capsys):

@@ -139,7 +139,7 @@ def test_views_are_shifted_to_four_corners_with_mirrored_edges():
     assert len(train.views_of(picture[None, None], dataclasses.replace(recipe, crop=0.0))) == 1
 
 
-def test_patches_are_left_out_in_three_quarters_of_the_epochs_and_never_in_a_test(splits):
+def test_patches_are_left_out_in_nine_tenths_of_the_epochs_and_never_in_a_test(splits):
     recipe = tiny(epochs=4, patch_dropout=0.5)
     setup = prepare(splits, recipe)
     tokens = []

@@ -37,7 +37,7 @@ from verify.pages import PDF_BYTES, carried_files, compare_pages, open_pdf
 HOLDS, EDITED = "holds", "holds, code edited"
 FAILED, OTHER_MODEL = "FAILED", "not evaluated: the model was changed"
 MEMORY = 8 * 2**30  # bytes of data of a process that checks a bundle
-BATCH = 256
+BATCH = 32
 # Figures that another machine's rounding moves, and how far; all others follow from whole numbers.
 ROUNDED = {"loss", "ece", "confidence", "confidences", "mean", "least", "most", "even"}
 NEAR = 2e-4
