@@ -98,14 +98,14 @@ def train_epoch(model, optimizer, data_loader, loss_history, *, schedulers=(), s
 
 
 def views_of(images, settings):
-    """The views (b, c, side, side) that test images are scored in: turned as in training, else shifted."""
+    """The views (b, c, side, side) that test images are scored in: turned and shifted as in training."""
+    # A quarter of a patch to a corner, where other patches begin; with flips two opposite corners are enough.
+    side, pad = images.shape[-1], min(round(settings.crop * images.shape[-1]), settings.patch_size // 4)
+    padded, ends = F.pad(images, (pad,) * 4, mode="reflect"), {0, 2 * pad}
+    corners = [(y, x) for y in ends for x in ends if x == y or not settings.flip]
+    views = [padded[..., y : y + side, x : x + side] for y, x in corners]
     if settings.flip:
-        views = [images.flip(dims) for dims in ((), (-1,), (-2,), (-1, -2))]
-    else:  # a quarter of a patch to each corner: the patches begin in four places
-        side = images.shape[-1]
-        pad = min(round(settings.crop * side), settings.patch_size // 4)
-        padded, ends = F.pad(images, (pad,) * 4, mode="reflect"), {0, 2 * pad}
-        views = [padded[..., y : y + side, x : x + side] for y in ends for x in ends]
+        views = [view.flip(dims) for view in views for dims in ((), (-1,), (-2,), (-1, -2))]
     return [*views, *(view.mT for view in views)] if settings.transpose else views
 
 

@@ -26,7 +26,7 @@ examples:
 other commands: python -m study --help (recipes: search, compare), python -m verify --help (many bundles)
 
 hyperparameters for --set (defaults of the recipe `default`, which fits channels, standardize, flip,
-transpose, crop, patch_dropout, mixup, epochs and repeats to the images unless they are set):
+transpose, crop, mixup, epochs and repeats to the images unless they are set):
 """
 
 

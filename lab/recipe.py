@@ -19,8 +19,7 @@ from lab.errors import InputError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 # What lab/fitting.py chooses for the recipe `default`.
-FITTED = frozenset(("channels", "standardize", "flip", "transpose", "crop", "mixup", "patch_dropout"))
-FITTED |= {"repeats", "epochs"}
+FITTED = frozenset(("channels", "standardize", "flip", "transpose", "crop", "mixup", "repeats", "epochs"))
 
 
 def _value(default, doc, low=None, high=None, choices=None):

@@ -229,7 +229,8 @@ def _diary_differs(record):
 def _views(recipe):
     """In how many views a test image is scored (train.views_of)."""
     shifted = min(round(recipe.crop * recipe.image_size), recipe.patch_size // 4) > 0
-    views = (4 if recipe.flip or shifted else 1) * (2 if recipe.transpose else 1)
+    turned = (4 if recipe.flip else 1) * (2 if recipe.transpose else 1)
+    views = turned * ((2 if recipe.flip else 4) if shifted else 1)
     return views if recipe.test_views else 1
 
 

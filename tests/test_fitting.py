@@ -90,14 +90,13 @@ def test_what_a_user_sets_stands():
     fit = fitting.fit_recipe(split_of(wedge), RECIPE, FITTED - {"flip", "transpose", "repeats", "mixup"})
     assert fit.recipe.flip and not fit.recipe.transpose
     assert (fit.recipe.repeats, fit.recipe.mixup) == (1, RECIPE.mixup)
-    assert set(fit.reasons) == {"epochs", "standardize", "crop", "patch_dropout"}
+    assert set(fit.reasons) == {"epochs", "standardize", "crop"}
     assert fitting.fit_recipe(split_of(wedge), RECIPE, frozenset()) == (RECIPE, {})
 
 
 def test_shifts_are_large_where_the_place_says_nothing_and_few_images_are_blended():
     grains, wedges = (fitting.fit_recipe(split_of(draw), RECIPE, FITTED).recipe for draw in (grain, wedge))
     assert grains.crop > 0.2 > 0.1 > wedges.crop
-    assert (grains.patch_dropout, wedges.patch_dropout) == (0.5, 0)
     assert grains.mixup > 0
     assert fitting.fit_recipe(split_of(grain, count=fitting.FEW // 2), RECIPE, FITTED).recipe.mixup == 0
 
@@ -106,10 +105,10 @@ def test_shifts_are_large_where_the_place_says_nothing_and_few_images_are_blende
 def test_the_training_has_a_floor_and_a_ceiling_in_images_shown(images):
     recipe = fitting.fit_length(images, RECIPE, FITTED).recipe
     shown = images * recipe.repeats * recipe.epochs
-    assert 43_000 <= shown <= 1_020_000 or recipe.epochs == 1
+    assert 29_000 <= shown <= 1_020_000 or recipe.epochs == 1
     if 1_000 < images < 40_000:
-        assert 24 <= recipe.repeats * recipe.epochs <= 45
-    assert recipe.epochs <= 24  # each ends with a look at the test images
+        assert 24 <= recipe.repeats * recipe.epochs <= 48
+    assert recipe.epochs <= 25  # each ends with a look at the test images
 
 
 def test_classes_of_one_or_two_images_are_not_probed():

@@ -136,6 +136,10 @@ def test_views_are_shifted_to_four_corners_with_mirrored_edges():
     mirrored = numpy.pad(picture.numpy(), 1, mode="reflect")  # a quarter of a patch
     for view, (y, x) in zip(views, ((0, 0), (0, 2), (2, 0), (2, 2))):
         numpy.testing.assert_array_equal(view[0, 0], mirrored[y : y + 40, x : x + 40])
+    turned = train.views_of(picture[None, None], dataclasses.replace(recipe, flip=True))  # of two of them
+    opposite = [view.flip(dims) for view in (views[0], views[3]) for dims in ((), (-1,), (-2,), (-1, -2))]
+    assert len(turned) == 8
+    assert all(torch.equal(*pair) for pair in zip(turned, opposite))
     assert len(train.views_of(picture[None, None], dataclasses.replace(recipe, crop=0.0))) == 1
 
 
