@@ -281,7 +281,7 @@ def part_limit(source, say):
 
 def part_predict(source, say):
     rows = []
-    for count in (600, 6_000, 60_000):
+    for count in (600, 6_000, 30_000):
         found = alone(predicted, source, count)["value"]
         rate = count / found["seconds"]
         say(f"{count:6} new pictures: {rate:5.0f} a second, the start included, peak {found['mb']:.0f} MB")

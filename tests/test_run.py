@@ -125,6 +125,8 @@ def test_tensorboard_is_named_where_it_is_missing(bundle, tmp_path, monkeypatch,
 def test_a_finished_bundle_is_only_replaced_by_force(bundle, copy, capsys):
     outputs = copy.folder.parent
     (copy.folder / "my notes.txt").write_text("keep me")
+    old = copy.folder / "0812345_Lab8_Homework.onnx"
+    old.write_bytes(b"of the old weights")
     before = {p: p.read_bytes() for p in outputs.rglob("*") if p.is_file()}
     args = [*copy.args, "--data", bundle.home / "dataset.zip", *TINY_ARGS, "--set", "epochs=1", "--quiet"]
     assert "--force" in refused(capsys, *args)
@@ -132,6 +134,7 @@ def test_a_finished_bundle_is_only_replaced_by_force(bundle, copy, capsys):
 
     assert call(*args, "--force") == 0
     assert (copy.folder / "my notes.txt").read_text() == "keep me"
+    assert not old.exists()
     assert len((copy.run / "history.csv").read_text().splitlines()) == 2
     assert names_in(outputs) == ["0812345"]
     files = [str(path) for path in (copy.pdf, copy.code, copy.weights)]

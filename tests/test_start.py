@@ -2,15 +2,16 @@
 
 import ast
 import re
+import shlex
 import sys
 
 import pytest
 from conftest import ROOT, TINY_ARGS, make_folder, run_program
 
-from lab import start
+from lab import options, start
 
 COMMANDS = [["run.py"], ["-m", "study"], ["-m", "verify"], ["-m", "lab.synthetic"]]
-COMMANDS += [[f"bench/{name}.py"] for name in ("fuzz", "seeds", "speed", "report_time")]
+COMMANDS += [[f"bench/{name}.py"] for name in ("datasets", "fuzz", "peers", "report_time", "seeds", "speed")]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -60,3 +61,13 @@ def test_a_console_that_lacks_letters_stops_no_run(tmp_path):
     process = run_program(code, "--evaluate", cwd=tmp_path, PYTHONIOENCODING="cp1252")
     assert process.returncode == 0, process.stderr
     assert "\\u88c2\\u7eb9" in process.stdout
+
+
+def test_the_readme_s_commands_have_flags_that_there_are():
+    """Also those for Colab, which no test runs."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"(?m)^(?:!|\S*/)?python\d? (?:\w+/)?run\.py (.*?)(?: {2,}.*| +#.*)?$", text)
+    assert any("{data}" in command for command in commands)
+    assert len(commands) >= 3
+    for command in commands:
+        options.parse_options(shlex.split(command))
