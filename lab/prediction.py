@@ -24,7 +24,7 @@ from lab.files import writing_whole
 from lab.inspection import attention_rollout
 from lab.intake import Decoder, check_folder
 from lab.machine import choose_device, keep_freed_memory
-from lab.record import Choices, read_record
+from lab.record import Choices, DataFacts, read_record
 from lab.weights import fit_model, load_weights
 
 AT_ONCE = 256  # pictures in the memory, about
@@ -52,7 +52,7 @@ class Answer:
 class Unfamiliar:
     """How many of the pictures are not as the run's images were: `size`, `light`, `mode`."""
 
-    facts: object  # lab.record.DataFacts
+    facts: DataFacts
     pictures: int = 0
     counts: Counter = field(default_factory=Counter)
 

@@ -21,8 +21,8 @@ STUDIES = Path(__file__).parent / "recorded"
 DIARY_PLAN = STUDIES / "diary.toml"
 
 # A search or diary within a run has trials of this schedule, or of the recipe's own if that is shorter.
-SHORT = {"epochs": 15, "warmup_epochs": 2.0}
-COMPARED_EPOCHS = 40
+SHORT = {"epochs": 12, "warmup_epochs": 1.0}
+COMPARED_EPOCHS = 20
 FOLDS = 4
 SHARES, SEEDS = (100, 50, 25, 10), (0, 1, 2)  # percent of the training split
 
