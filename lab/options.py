@@ -17,7 +17,7 @@ examples:
   python run.py --student-id 0812345                        try it: drawn demonstration images
   python run.py --student-id 0812345 --data dataset.zip     your images: a zip or a folder
   python run.py --check --data dataset.zip                  what would be used, what left out, and why
-  python run.py --student-id 0812345 --name "Lin Mei" --set epochs=120 --set learning_rate=5e-4
+  python run.py --student-id 0812345 --name "Lin Mei" --set epochs=40 --set learning_rate=5e-4
   python run.py --student-id 0812345 --answers my_answers --report-only
                                                             new words, same measurements
   python run.py --student-id 0812345 --predict new_pictures what does the model say of these?
