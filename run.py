@@ -162,19 +162,19 @@ def finish(record, options, screen):
         if message:
             warn(message)
         paths, well = [*paths, path], message is None
-    if options.onnx:
-        from lab.export import write_onnx
-
-        with screen.stage("ONNX"):
-            path, difference = write_onnx(folder, options.student_id, options.onnx)
-        screen.say(f"its confidences differ from PyTorch's by at most {difference:.0e}")
-        paths.append(path)
     paths += zip_bundle(folder, options.student_id, options.zip)
     if options.checks_bundle:
         from verify.verification import verify_own
 
         with screen.stage("Verification"):
             well &= verify_own(folder, record, screen)
+    if options.onnx:  # last: where it cannot be written, all else is done
+        from lab.export import write_onnx
+
+        with screen.stage("ONNX"):
+            path, difference = write_onnx(folder, options.student_id, options.onnx)
+        screen.say(f"its confidences differ from PyTorch's by at most {difference:.0e}")
+        paths.append(path)
     return paths, well
 
 

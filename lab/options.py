@@ -305,6 +305,8 @@ def _check_together(options, given):
         raise InputError("--threshold goes with --predict")
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise InputError(f"--threshold {options.threshold:g}: a confidence is from 0 to 1")
+    if options.onnx is not None and options.onnx < 1:
+        raise InputError(f"--onnx {options.onnx}: an opset is a number such as 18")
     ignored = given - PREDICTING
     if options.predict and ignored:
         raise InputError(f"--predict only asks a finished model: leave {_list(ignored)} out")

@@ -69,6 +69,7 @@ def test_the_readme_s_program_runs_without_pytorch(exported, tmp_path):
 
 def test_what_cannot_be_exported_is_told_in_a_line(copy, capsys, monkeypatch):
     assert "--onnx 3: PyTorch can" in refused(capsys, *copy.args, "--report-only", "--onnx", "3")
+    assert "--onnx 0: an opset is" in refused(capsys, *copy.args, "--report-only", "--onnx", "0")
     with monkeypatch.context() as patch:
         patch.setattr(export, "NEAR", -1.0)
         assert "not written" in refused(capsys, *copy.args, "--report-only", "--onnx")
