@@ -56,7 +56,6 @@ def train_and_report(options, screen):
         from lab.record import Record, Student
 
         report.check_report(options.answers, options.latex, options.notebook)
-        check_onnx(options)
         device, machine = stages.check_machine(options, screen)
     start = None if options.resume else first_studies(options, machine.precision, screen)
     with staged(options.folder, options.student_id, options.resume) as staging:
@@ -93,14 +92,6 @@ def train_and_report(options, screen):
     return record
 
 
-def check_onnx(options):
-    """InputError where --onnx could not be written in the end."""
-    if options.onnx:
-        from lab import export
-
-        export.check_onnx()
-
-
 def draw(record, options, folder, screen):
     """Draw the report into `folder`, and say what there is to say of it."""
     import report
@@ -122,7 +113,6 @@ def report_only(options, screen):
         from study import findings
 
         report.check_report(options.answers, options.latex, options.notebook)
-        check_onnx(options)
         record = read_record(options.folder / "run" / "record.json")
         if options.notebook:
             report.check_finished(record, options.folder)
@@ -137,13 +127,12 @@ def report_only(options, screen):
 
 def predict_pictures(options, screen):
     """Ask a finished model about new pictures -> the paths of the table and the page."""
-    from lab.files import write_whole
     from lab.prediction import predict
-    from report.predictions import render_predictions
+    from report.predictions import write_predictions
 
     table, outcome = predict(options, screen)
     page = table.with_suffix(".html")
-    write_whole(page, render_predictions(outcome))
+    write_predictions(outcome, page)
     return [table, page]
 
 

@@ -108,8 +108,8 @@ class ViT(nn.Module):
             nn.Linear(channels * p1 * p2, dim),
         )
         # Small first values: at a standard deviation of 1 they would drown the patches' content.
-        self.pos_embedding = nn.Parameter(torch.empty(1, num_patches + 1, dim).normal_(std=0.02))
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim).normal_(std=0.02))
+        self.pos_embedding = nn.Parameter(0.02 * torch.randn(1, num_patches + 1, dim))
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
         self.dropout = nn.Dropout(emb_dropout)
         self.transformer = Transformer(dim, depth, heads, dim_head, mlp_dim, dropout)
         self.to_latent = nn.Identity()  # nothing; it stands in the assignment's table of layers

@@ -97,13 +97,15 @@ def epochs_within(budget, train):
 
 
 def train_ours(data, folder):
-    """Our command -> (seconds, test accuracy, its split)."""
+    """Our command -> (its PeerRun, its split)."""
     seconds = run_command(
         [sys.executable, ROOT / "run.py", "--student-id", "peers", "--data", data, "--quiet"], folder
     )
     run = folder / "outputs" / "peers" / "run"
     results = json.loads((run / "record.json").read_text())["results"]
-    return seconds, results["accuracy"], run / "dataset_split"
+    errors = results["total"] - results["correct"]
+    ours = PeerRun(peer="ours", seconds=seconds, images=results["total"], errors=errors)
+    return ours, run / "dataset_split"
 
 
 def train_yolo(split, budget, folder):
@@ -116,9 +118,18 @@ def train_yolo(split, budget, folder):
     return seconds, float(row["metrics/accuracy_top1"]), int(row["epoch"])
 
 
-def timm_epochs(script, name, split, classes, epochs, folder):
-    """Train with timm's script -> seconds; its summary.csv is in folder/run."""
-    device = choose_device()
+def by_epochs(train, read, split, budget, folder):
+    """Train what knows epochs and no time -> (seconds, accuracy, epochs).
+
+    train: (split, epochs, folder) -> seconds; read: folder -> accuracy.
+    """
+    epochs = epochs_within(budget, partial(train, split))
+    return train(split, epochs, folder), read(folder), epochs
+
+
+def timm_epochs(script, name, split, epochs, folder):
+    """Train with timm's script -> seconds."""
+    device, classes = choose_device(), len(list((split / "train").iterdir()))
     command = [sys.executable, script, "--data-dir", split, "--train-split", "train", "--val-split", "test"]
     command += ["--model", TIMM[name], "--num-classes", classes, "--input-size", "3", "224", "224"]
     command += ["--opt", "adamw", "--lr", "1e-3", "--weight-decay", "0.05", "--batch-size", "64"]
@@ -129,12 +140,8 @@ def timm_epochs(script, name, split, classes, epochs, folder):
     return run_command(command, folder)
 
 
-def train_timm(script, name, split, budget, folder):
-    classes = len(list((split / "train").iterdir()))
-    train = partial(timm_epochs, script, name, split, classes)
-    epochs = epochs_within(budget, train)
-    seconds = train(epochs, folder)
-    return seconds, float(last_row(folder / "run" / "summary.csv")["eval_top1"]) / 100, epochs
+def timm_accuracy(folder):
+    return float(last_row(folder / "run" / "summary.csv")["eval_top1"]) / 100
 
 
 def assignment_epochs(split, epochs, folder):
@@ -153,15 +160,11 @@ def assignment(split, epochs):
     Path("accuracy.txt").write_text(str(last[-1]), encoding="utf-8")
 
 
-def train_assignment(split, budget, folder):
-    train = partial(assignment_epochs, split)
-    epochs = epochs_within(budget, train)
-    seconds = train(epochs, folder)
-    return seconds, float((folder / "accuracy.txt").read_text()), epochs
+def assignment_accuracy(folder):
+    return float((folder / "accuracy.txt").read_text())
 
 
-def one_peer(name, train, split, budget):
-    images = sum(1 for path in (split / "test").rglob("*") if path.is_file())
+def one_peer(name, train, split, images, budget):
     try:
         with tempfile.TemporaryDirectory() as folder:
             seconds, accuracy, epochs = train(split, budget, Path(folder))
@@ -199,8 +202,8 @@ def main(argv=None):
         return assignment(args.assignment, args.epochs)
     script = args.timm.resolve() / "train.py"
     peers = {"yolo": train_yolo}
-    peers |= {name: partial(train_timm, script, name) for name in TIMM}
-    peers["assignment"] = train_assignment
+    peers |= {name: partial(by_epochs, partial(timm_epochs, script, name), timm_accuracy) for name in TIMM}
+    peers["assignment"] = partial(by_epochs, assignment_epochs, assignment_accuracy)
     try:
         if not script.is_file():
             raise InputError(f"{script} is missing: --timm is a clone of pytorch-image-models")
@@ -209,19 +212,19 @@ def main(argv=None):
         results, rows = open_results(args.output, about), {}
         with tempfile.TemporaryDirectory() as folder:
             # Its split is needed, so it runs each time; what is kept is its first time.
-            seconds, accuracy, split = train_ours(Path(args.data).resolve(), Path(folder))
-            images = sum(1 for path in (split / "test").rglob("*") if path.is_file())
-            ours = PeerRun(peer="ours", seconds=seconds, images=images, errors=round(images * (1 - accuracy)))
+            ours, split = train_ours(Path(args.data).resolve(), Path(folder))
             ours = results.rows.get("ours", ours)
             work = {"ours": partial(dataclasses.replace, ours)}
             work |= {
-                f"{name} | {times} x": partial(one_peer, name, train, split, times * ours.seconds)
+                f"{name} | {times} x": partial(
+                    one_peer, name, train, split, ours.images, times * ours.seconds
+                )
                 for times in TIMES
                 for name, train in peers.items()
             }
             for key, row, so_far in run_all(work, args.output, results):
                 rows[key] = row
-                shown = row.failed or f"{1 - row.errors / row.images:.2%} in {row.seconds:.0f} s"
+                shown = row.failed or f"{row.accuracy:.2%} in {row.seconds:.0f} s"
                 print(f"{so_far}  {key}: {shown}", flush=True)
     except (InputError, RuntimeError) as error:
         print(f"peers.py: {error}", file=sys.stderr)
@@ -233,7 +236,7 @@ def main(argv=None):
 def show(rows):
     table = [["trainer", "time given", "s", "epochs", "test accuracy"]]
     for key, row in rows.items():
-        accuracy = "failed" if row.failed else f"{1 - row.errors / row.images:.2%}"
+        accuracy = "failed" if row.failed else f"{row.accuracy:.2%}"
         cells = "" if row.seconds is None else f"{row.seconds:.0f}", str(row.epochs or "")
         table.append([row.peer, key.partition(" | ")[2], *cells, accuracy])
     print("", *aligned(table), sep="\n")

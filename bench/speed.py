@@ -151,7 +151,7 @@ def limits():
     return found
 
 
-def predicted(source, count):
+def predicted(count):
     """Seconds and memory of --predict on so many pictures: demonstration images, again and again."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -209,6 +209,12 @@ def seconds_to(run, accuracy):
 def fastest_rate(run):
     """Training images a second in the fastest epoch."""
     return run["value"]["images"] / min(seconds for seconds, *_ in run["value"]["rows"])
+
+
+def reached(limits, name, run):
+    """(GFLOP/s of a run of the named recipe, their share of the fastest product in `limits`)."""
+    used = limits[f"operations for one training image, {name}"] * fastest_rate(run) / 1e9
+    return used, used / max(value for kind, value in limits.items() if kind.startswith("torch"))
 
 
 def part_rate(source, say):
@@ -272,17 +278,15 @@ def part_limit(source, say):
     found = alone(limits)["value"]
     for name, value in found.items():
         say(f"{name}: {value:.3g}" + (" GFLOP/s" if name.startswith("torch") else ""))
-    rate = fastest_rate(alone(our_epochs, source, "default", 3))
-    used = found["operations for one training image, default"] * rate / 1e9
-    top = max(value for name, value in found.items() if name.startswith("torch"))
-    say(f"training with the default recipe: {used:.0f} GFLOP/s, {used / top:.0%} of the fastest product")
+    used, share = reached(found, "default", alone(our_epochs, source, "default", 3))
+    say(f"training with the default recipe: {used:.0f} GFLOP/s, {share:.0%} of the fastest product")
     return found | {"training, GFLOP/s": used}
 
 
 def part_predict(source, say):
     rows = []
     for count in (600, 6_000, 30_000):
-        found = alone(predicted, source, count)["value"]
+        found = alone(predicted, count)["value"]
         rate = count / found["seconds"]
         say(f"{count:6} new pictures: {rate:5.0f} a second, the start included, peak {found['mb']:.0f} MB")
         rows.append({"pictures": count, **found})
@@ -304,15 +308,13 @@ def part_gpu(source, say):
         return None
     found = {"card": card(), "limits": alone(limits)["value"]}
     say(found["card"])
-    tops = [value for name, value in found["limits"].items() if name.startswith("torch")]
     found["assignment's way, example's values"] = peer = alone(peer_epochs, source, 3)
     say(f"assignment's way, example's values: {fastest_rate(peer):.0f} images/s")
     for name in ("example", "default", "best"):
         for precision in ("auto", "fp16"):
             run = alone(our_epochs, source, name, 3 if name == "example" else None, precision)
             *_, (_, seconds, accuracy) = run["value"]["rows"]
-            operations = found["limits"][f"operations for one training image, {name}"]
-            share = operations * fastest_rate(run) / 1e9 / max(tops)
+            _, share = reached(found["limits"], name, run)
             say(
                 f"ours, {name}, {run['value']['precision']}: {fastest_rate(run):.0f} images/s, "
                 f"{seconds:.1f} s in all, {accuracy:.2%}, {share:.0%} of the fastest product"

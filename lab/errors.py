@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib.util
 import shutil
 import tempfile
 
@@ -22,6 +23,12 @@ class InputError(ValueError):
 
     def __init__(self, text):
         super().__init__(printable(text))
+
+
+def check_packages(flag, packages, note=""):
+    """InputError where a package that only a flag needs is missing: found before the work, not after it."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise InputError(f"{flag} needs {', '.join(missing)}: pip install {' '.join(packages)}{note}")
 
 
 @contextlib.contextmanager

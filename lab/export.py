@@ -15,7 +15,6 @@ from lab.errors import InputError, said
 from lab.files import write_whole
 from lab.prediction import load_bundle
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 NEAR = 1e-4  # how far a confidence may be from PyTorch's
 
 
@@ -31,14 +30,6 @@ class Prepared(torch.nn.Module):
         images = data.normalize(pixels.float() / 255, self.recipe.standardize)
         views = train.views_of(images, self.recipe) if self.recipe.test_views else [images]
         return torch.stack([self.model(view) for view in views]).mean(0).softmax(-1)
-
-
-def check_onnx():
-    """InputError where a package for --onnx is missing: found before the work, not after it."""
-    import importlib.util
-
-    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise InputError(f"--onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 @contextlib.contextmanager

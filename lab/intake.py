@@ -297,7 +297,6 @@ def describe(source, recipe, train, test, unreadable, about):
     copies = [same for same in of_digest.values() if len(same) > 1]
     broken = {path for path, _ in unreadable}
     read = [what for path, what in about.items() if path not in broken]
-    light = mean_values(train)
     return DataFacts(
         source=source.kind,
         name=source.name,
@@ -310,7 +309,7 @@ def describe(source, recipe, train, test, unreadable, about):
         same_pixels=Copies(len(copies), [f for f in files if len(of_digest[digest_of[f]]) > 1]),
         unreadable=[Unreadable(p.name, reason.replace(str(p), p.name)) for p, reason in unreadable],
         fingerprint=hashlib.sha256(lines.encode()).hexdigest(),
-        light=(round(float(np.percentile(light, 1)), 1), round(float(np.percentile(light, 99)), 1)),
+        light=tuple(np.percentile(mean_values(train), (1, 99)).round(1).tolist()),
         contradictions=[" and ".join(same) for same in copies if len({f.split("/")[0] for f in same}) > 1],
     )
 
@@ -327,8 +326,9 @@ def load_images(path, recipe, limits=LIMITS, choices=None, free=frozenset()):
     return images
 
 
-def save_thumbnail(path, target, channels, side=240):
-    """Save an image file as a JPEG of at most side x side pixels, for the report."""
-    image = data.decode(path, channels)
+def save_thumbnail(path, target, channels, side=240, decode=data.decode):
+    """Save an image file as a JPEG of at most side x side pixels -> its (width, height)."""
+    image = decode(path, channels)
     image.thumbnail((side, side))
-    image.save(target, quality=90, optimize=True)
+    image.save(target, "JPEG", quality=90, optimize=True)
+    return image.size

@@ -314,6 +314,16 @@ def sort_files(folder, choices, left_out):
     return candidates, files
 
 
+def count_left_out(left_out):
+    """The LeftOut rows of {reason: [paths]}, the most files first."""
+    rows = [
+        LeftOut(printable(reason), len(some), printable(some[0].as_posix()))
+        for reason, some in left_out.items()
+        if some
+    ]
+    return sorted(rows, key=lambda row: -row.files)
+
+
 def _check_readable(folder, candidates):
     """InputError where more than a few of the images are not images at all."""
     broken = [path for path, found in candidates.items() if found is None]
@@ -358,17 +368,12 @@ def understand(folder, choices):
     pages = [path for path in paths if candidates[path] and candidates[path].pages and folder / path in used]
     if pages:
         notes.append(f"{len(pages)} files have several pages or frames: the first is read (as of {pages[0]})")
-    rows = [
-        LeftOut(printable(reason), len(some), printable(some[0].as_posix()))
-        for reason, some in left_out.items()
-        if some
-    ]
     wide = [
         folder / p
         for p, f in candidates.items()
         if f and f.mode.startswith(("I", "F")) and folder / p in used
     ]
-    return Layout(images, sorted(rows, key=lambda row: -row.files), notes, wide)
+    return Layout(images, count_left_out(left_out), notes, wide)
 
 
 def _say_lost(folder, used, notes):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.bundle import check_student_id
-from lab.errors import InputError
+from lab.errors import InputError, check_packages
 from lab.limits import Limits, limits_of
 from lab.recipe import Recipe, free_names, load_recipe, named_recipes, parse_setting
 from lab.record import Choices
@@ -307,6 +307,10 @@ def _check_together(options, given):
         raise InputError(f"--threshold {options.threshold:g}: a confidence is from 0 to 1")
     if options.onnx is not None and options.onnx < 1:
         raise InputError(f"--onnx {options.onnx}: an opset is a number such as 18")
+    if options.onnx:
+        check_packages("--onnx", ("onnx", "onnxscript", "onnxruntime"))
+    if options.tensorboard:
+        check_packages("--tensorboard", ("tensorboard",))
     ignored = given - PREDICTING
     if options.predict and ignored:
         raise InputError(f"--predict only asks a finished model: leave {_list(ignored)} out")

@@ -22,9 +22,9 @@ from lab.bundle import bundle_names
 from lab.errors import InputError, printable
 from lab.files import writing_whole
 from lab.inspection import attention_rollout
-from lab.intake import Decoder, check_folder
+from lab.intake import Decoder, check_folder, save_thumbnail
 from lab.machine import choose_device, keep_freed_memory
-from lab.record import Choices, DataFacts, read_record
+from lab.record import Choices, DataFacts, Unreadable, read_record
 from lab.weights import fit_model, load_weights
 
 AT_ONCE = 256  # pictures in the memory, about
@@ -32,20 +32,19 @@ SHOWN = 1000  # on the page: those that the model is least sure of
 SIDE = 160  # pixels of a picture on the page
 
 
-@dataclass(order=True)
+@dataclass
 class Answer:
-    """What the model says of a picture. Sorted by confidence, then by the order in which they came."""
+    """What the model says of a picture."""
 
+    name: str
+    path: Path
+    predicted: str
     confidence: float
-    number: int
-    name: str = field(compare=False)
-    path: Path = field(compare=False)
-    predicted: str = field(compare=False)
-    confidences: list = field(compare=False)
-    unsure: bool = field(compare=False)
-    picture: bytes = field(compare=False, default=b"")  # a JPEG of `size`, (width, height)
-    size: tuple[int, int] = field(compare=False, default=(0, 0))
-    rollout: np.ndarray | None = field(compare=False, default=None)  # (rows, columns), largest 1
+    confidences: list[float]
+    unsure: bool
+    picture: bytes = b""  # a JPEG of `size`, (width, height)
+    size: tuple[int, int] = (0, 0)
+    rollout: np.ndarray | None = None  # (rows, columns), largest 1
 
 
 @dataclass
@@ -64,7 +63,7 @@ class Unfamiliar:
     def add(self, about, pixels):
         """about: ((width, height), mode) of a picture; pixels: uint8, as the model is shown it."""
         (size, mode), mean = about, float(pixels.mean())
-        dark, bright = self.facts.light or (0, 255)
+        dark, bright = self.facts.light
         self.pictures += 1
         self.counts["size"] += bool((np.array(size) < self.low).any() or (np.array(size) > self.high).any())
         self.counts["light"] += not dark - 1 <= mean <= bright + 1
@@ -75,7 +74,7 @@ class Unfamiliar:
         `light` as well."""
         counts, of = self.counts, f"of {self.pictures:,} pictures"
         sizes = " x ".join(f"{a} to {b}" if a != b else f"{a}" for a, b in zip(self.low, self.high))
-        dark, bright = self.facts.light or (0, 255)
+        dark, bright = self.facts.light
         parts = [f"{counts['size']:,} {of} are smaller or larger than the run's ({sizes})"]
         parts += [
             f"{counts['light']:,} darker or brighter than nearly all of them (means {dark:g} to {bright:g})"
@@ -96,7 +95,7 @@ class Outcome:
     counts: Counter = field(default_factory=Counter)  # pictures by predicted class
     unsure: int = 0
     answers: list[Answer] = field(default_factory=list)
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
     beside: str = ""
 
     @property
@@ -105,7 +104,7 @@ class Outcome:
 
 
 def find_pictures(places, scratch, limits):
-    """([(name, path)] of the pictures in files, folders, zips and tars, {reason: [paths]} of other files).
+    """([(name, path)] of the pictures in files, folders, zips and tars, lab.record.LeftOut of other files).
 
     Archives are unpacked in the folder `scratch`. InputError where a place is none of these, or outside the
     limits.
@@ -126,7 +125,7 @@ def find_pictures(places, scratch, limits):
         found += [(before + path.as_posix(), place / path) for path in candidates]
     if not found:
         raise InputError(f"no pictures in {', '.join(map(str, places))}")
-    return found, left_out
+    return found, layout.count_left_out(left_out)
 
 
 def load_bundle(folder, student_id):
@@ -156,12 +155,13 @@ class Predictor:
         loader = data.BatchLoader(split, self.recipe, next(self.model.parameters()).device)
         return scores.confidences_of(train.predict(self.model, loader, self.recipe)[0].cpu().numpy())
 
-    def answer(self, pictures, number):
-        """The Answers to some (name, path), of which the first is the picture of that number."""
+    def answer(self, pictures):
+        """The Answers to some (name, path)."""
         pixels, digests, faults = self.read([path for _, path in pictures])
         name_of = {path: name for name, path in pictures}
         self.outcome.unreadable += [
-            (printable(name_of[path]), reason.replace(str(path), path.name)) for path, reason in faults
+            Unreadable(printable(name_of[path]), printable(reason.replace(str(path), path.name)))
+            for path, reason in faults
         ]
         rows = [row for row, digest in enumerate(digests) if digest]
         if not rows:
@@ -173,7 +173,7 @@ class Predictor:
             most = max(confidences)
             predicted = self.facts.classes[confidences.index(most)]
             unsure = self.outcome.threshold is not None and most < self.outcome.threshold
-            answers.append(Answer(most, number + row, printable(name), path, predicted, confidences, unsure))
+            answers.append(Answer(printable(name), path, predicted, most, confidences, unsure))
             self.outcome.counts[predicted] += 1
             self.outcome.unsure += unsure
         self.decoder.about.clear()  # however many there are
@@ -192,10 +192,9 @@ class Predictor:
                 inputs = data.normalize(image[None].to(device).float() / 255, self.recipe.standardize)
                 rollout = attention_rollout(self.model, inputs)[0].reshape(grid, grid)
                 answer.rollout = rollout / rollout.max()
-                thumbnail, file = self.decoder.decode(answer.path, self.recipe.channels), io.BytesIO()
-                thumbnail.thumbnail((SIDE, SIDE))
-                thumbnail.save(file, "JPEG", quality=80)
-                answer.picture, answer.size = file.getvalue(), thumbnail.size
+                file, decode = io.BytesIO(), self.decoder.decode
+                answer.size = save_thumbnail(answer.path, file, self.recipe.channels, SIDE, decode)
+                answer.picture = file.getvalue()
 
 
 def predict(options, screen):
@@ -206,49 +205,45 @@ def predict(options, screen):
     table = options.folder / "predictions" / "predictions.csv"
     with tempfile.TemporaryDirectory() as scratch:
         pictures, left_out = find_pictures(options.predict, Path(scratch), options.limits)
-        for reason, paths in left_out.items():
-            screen.say(f"left out: {len(paths)} {reason}, as {paths[0].as_posix()}", "yellow")
+        for row in left_out:
+            screen.say(row.told, "yellow")
         table.parent.mkdir(exist_ok=True)
         with screen.count("reading pictures", len(pictures)) as tick:
             predictor = Predictor(record, model.to(device), options.threshold, tick)
-            kept = _predict_all(predictor, pictures, table)
-            predictor.decoder.tick = lambda: None
-        outcome = predictor.outcome
-        outcome.answers = sorted(kept)
+            outcome = predictor.outcome
+            answers = _written(predictor, pictures, table)
+            outcome.answers = heapq.nsmallest(SHOWN, answers, key=lambda answer: answer.confidence)
+            predictor.decoder.tick = lambda: None  # the bar has counted them
         predictor.illustrate(outcome.answers)
     outcome.beside, odd = predictor.unfamiliar.told()
     _say(outcome, odd, record.results, screen)
     return table, outcome
 
 
-def _predict_all(predictor, pictures, path):
-    """Write the answers to all pictures to a CSV as they come -> the SHOWN least sure ones."""
+def _written(predictor, pictures, path):
+    """Yield the Answers to all pictures, each after it was written to a CSV."""
     batch = predictor.recipe.batch_size
-    step, kept = batch * -(-AT_ONCE // batch), []  # whole batches, as the run's own evaluation has them
+    step = batch * -(-AT_ONCE // batch)  # whole batches, as the run's own evaluation has them
+    marked = predictor.outcome.threshold is not None
     with writing_whole(path) as file:
         text = io.TextIOWrapper(file, "utf-8", newline="")
         table = csv.writer(text, lineterminator="\n")
         confidences = [f"confidence {name}" for name in predictor.facts.classes]
-        table.writerow(
-            ["file", "predicted", *["sure"] * (predictor.outcome.threshold is not None), *confidences]
-        )
+        table.writerow(["file", "predicted", *["sure"] * marked, *confidences])
         for start in range(0, len(pictures), step):
-            for answer in predictor.answer(pictures[start : start + step], start):
-                mark = ["unsure" if answer.unsure else "sure"] * (predictor.outcome.threshold is not None)
+            for answer in predictor.answer(pictures[start : start + step]):
+                mark = ["unsure" if answer.unsure else "sure"] * marked
                 table.writerow([answer.name, answer.predicted, *mark, *answer.confidences])
-                # A heap of the negated: its smallest is the surest, which goes first.
-                item = (-answer.confidence, -answer.number, answer)
-                (heapq.heappush if len(kept) < SHOWN else heapq.heappushpop)(kept, item)
+                yield answer
         text.detach()  # writes the rest, and leaves the file open
-    return [answer for *_, answer in kept]
 
 
 def _say(outcome, odd, results, screen):
     """What came of it, on the screen."""
     counts = [(name, f"{outcome.counts[name]:,}") for name in outcome.classes if outcome.counts[name]]
     screen.table(("class", "pictures"), counts)
-    for name, reason in outcome.unreadable[:5]:
-        screen.say(f"unreadable: {name} ({reason})", "yellow")
+    for file in outcome.unreadable[:5]:
+        screen.say(f"unreadable: {file.file} ({file.reason})", "yellow")
     if (more := len(outcome.unreadable) - 5) > 0:
         screen.say(f"and {more:,} more that are unreadable", "yellow")
     screen.say(outcome.beside, "yellow" if odd else None)

@@ -87,6 +87,10 @@ class LeftOut:
     files: int
     example: str
 
+    @property
+    def told(self):
+        return f"left out: {self.files} {self.reason}, as {self.example}"
+
 
 @dataclass
 class KeptTogether:
@@ -138,7 +142,7 @@ class DataFacts:
     contradictions: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     presented: str = ""
-    light: tuple[float, float] | None = None
+    light: tuple[float, float] = (0.0, 255.0)
     pixel_range: tuple[float, float] | None = None
     from_split: bool = False
     choices: Choices = field(default_factory=Choices)

@@ -6,7 +6,6 @@ Each is a function that takes what the last ones returned; run.py calls them in 
 import contextlib
 import csv
 import dataclasses
-import importlib.util
 import io
 import tempfile
 import time
@@ -32,8 +31,6 @@ def check_machine(options, screen):
     """-> (torch.device, Machine) of this run. InputError where it cannot train the recipe."""
     if options.name:
         check_name(options.name)
-    if options.tensorboard:
-        check_tensorboard()
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     if not options.resume:
@@ -128,7 +125,7 @@ def show_data(facts, screen):
             "the submitted code cannot choose these images itself: it takes run/dataset_split as it is"
         )
     for row in facts.left_out:
-        screen.say(f"left out: {row.files} {row.reason}, as {row.example}", "yellow")
+        screen.say(row.told, "yellow")
     for file in facts.unreadable:
         screen.say(f"left out, unreadable: {file.file} ({file.reason})", "yellow")
     for line in facts.contradictions[:5]:
@@ -203,12 +200,6 @@ def _followed(run, history, tensorboard):
 
         table.writerows(dataclasses.astuple(row) for row in history)
         yield add
-
-
-def check_tensorboard():
-    """InputError where --tensorboard could not be followed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise InputError("--tensorboard needs tensorboard: pip install tensorboard")
 
 
 def train(setup, checkpoint, run, screen, tensorboard=False):

@@ -5,7 +5,6 @@ is trained again.
 """
 
 import atexit
-import importlib.util
 import logging
 import os
 import re
@@ -16,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from lab.bundle import bundle_names, notebook_name
-from lab.errors import InputError
+from lab.errors import InputError, check_packages
 from lab.files import place, sha256, write_whole
 from report.submission import assemble_cells, assemble_submission, submission_of
 
@@ -26,8 +25,7 @@ START_SECONDS = 300  # for the kernel, on a busy machine
 
 def check_notebook():
     """InputError if a package that only --notebook needs is missing."""
-    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise InputError(f"--notebook needs {', '.join(missing)}: pip install {' '.join(PACKAGES)} (80 MB)")
+    check_packages("--notebook", PACKAGES, " (80 MB)")
 
 
 def check_finished(record, folder):

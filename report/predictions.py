@@ -5,6 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from lab.files import write_whole
 from report.page import data_url, templates
 
 TOP = 3  # classes named beside a picture
@@ -29,7 +30,6 @@ def _tile(answer, classes):
         "name": answer.name,
         "predicted": answer.predicted,
         "class": classes.index(answer.predicted),
-        "confidence": answer.confidence,
         "unsure": answer.unsure,
         "ranked": [(name, confidence) for confidence, name in ranked],
         "picture": data_url(answer.picture, "image/jpeg") if answer.picture else "",
@@ -37,8 +37,8 @@ def _tile(answer, classes):
     }
 
 
-def render_predictions(outcome):
-    """The HTML of a lab.prediction.Outcome."""
+def write_predictions(outcome, path):
+    """Write the page of a lab.prediction.Outcome."""
     template = templates(autoescape=True).get_template("predictions.html.j2")
     tiles = [_tile(answer, outcome.classes) for answer in outcome.answers]
-    return template.render(outcome=outcome, tiles=tiles)
+    write_whole(path, template.render(outcome=outcome, tiles=tiles))

@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import importlib.util
 import io
 import os
 import re
@@ -273,9 +274,9 @@ def test_ctrl_c_stops_its_kernel_too(copy, cells):
 
 
 def test_missing_packages_are_named_before_anything_is_done(copy, tmp_path, monkeypatch, capsys):
-    found = report.notebook.importlib.util.find_spec
+    found = importlib.util.find_spec
     without = lambda name: None if name == "nbclient" else found(name)  # noqa: E731
-    monkeypatch.setattr(report.notebook.importlib.util, "find_spec", without)
+    monkeypatch.setattr(importlib.util, "find_spec", without)
     message = "run.py: --notebook needs nbclient: pip install jupytext nbclient ipykernel (80 MB)\n"
     before = copy.pdf.stat().st_mtime_ns
     assert report_again(copy) == 2

@@ -107,6 +107,7 @@ def test_names_are_text_to_the_page_and_to_the_terminal(copy, tmp_path, capsys):
     folder.mkdir()
     striped(0, 1).save(folder / "<img src=x onerror=alert(1)>.png")
     (folder / "\x1b[2Jcleared.png").write_bytes(b"no picture")
+    (folder / "\x1b[2Jnotes.txt").write_text("left out")
     _, page = predict(copy, folder)
     assert "<img src=x" not in page
     assert "\x1b" not in page + capsys.readouterr().out
@@ -117,7 +118,7 @@ def test_the_picture_on_the_page_is_the_file_s_own(copy, tmp_path):
     Image.new("L", (300, 100), 128).save(tmp_path / "long.png")
     record, model = prediction.load_bundle(copy.folder, copy.folder.name)
     predictor = prediction.Predictor(record, model, None, lambda: None)
-    (answer,) = predictor.answer([("long.png", tmp_path / "long.png")], 0)
+    (answer,) = predictor.answer([("long.png", tmp_path / "long.png")])
     predictor.illustrate([answer])
     assert answer.rollout.shape == (4, 4)
     assert answer.rollout.max() == 1

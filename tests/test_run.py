@@ -3,6 +3,7 @@
 import ast
 import csv
 import hashlib
+import importlib.util
 import json
 import math
 import re
@@ -109,7 +110,7 @@ def test_another_program_can_follow_the_training(bundle, tmp_path, monkeypatch, 
 
 
 def test_tensorboard_is_named_where_it_is_missing(bundle, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stages.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     args = [
         "--student-id",
         "f",
