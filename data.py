@@ -10,7 +10,6 @@ import random
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from shutil import copyfile
 
@@ -182,14 +181,17 @@ def load_split(folder, settings, read=read_pixels):
 def augment(images, settings, generator):
     """Random changes to float images (b, c, side, side) in [0, 1], each image with its own numbers."""
     b, side = len(images), images.shape[-1]
-    rand = partial(torch.rand, generator=generator, device=images.device)
+
+    def rand(*shape):  # drawn on the CPU: the same numbers on every device, and a GPU need not be waited for
+        return torch.rand(shape, generator=generator).to(images.device, non_blocking=True)
+
     for dim in (-1, -2) if settings.flip else ():
         images = torch.where(rand(b, 1, 1, 1) < 0.5, images.flip(dim), images)  # a coin for each image
     if settings.transpose:
         images = torch.where(rand(b, 1, 1, 1) < 0.5, images.mT, images)
     if (pad := round(settings.crop * side)) > 0:  # shift by up to `pad` pixels; mirrored pixels come in
         padded = F.pad(images, (pad,) * 4, mode="reflect")
-        corners = (rand(2, b) * (2 * pad + 1)).long().T.tolist()  # (top, left) of each image
+        corners = (torch.rand(2, b, generator=generator) * (2 * pad + 1)).long().T.tolist()  # (top, left)
         images = torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(padded, corners)])
     if settings.contrast or settings.brightness:
         mean = images.mean((-1, -2, -3), keepdim=True)
@@ -205,8 +207,8 @@ def normalize(images, standardize):
 
 def mixup(images, targets, alpha, rng):
     """Blend images (b, c, h, w) and targets (b, classes) in pairs (Zhang et al. 2018, arXiv:1710.09412)."""
-    partner = torch.from_numpy(rng.permutation(len(images))).to(images.device)
-    lam = torch.from_numpy(rng.beta(alpha, alpha, (len(images), 1, 1, 1))).to(images)
+    partner = torch.from_numpy(rng.permutation(len(images))).to(images.device, non_blocking=True)
+    lam = torch.from_numpy(rng.beta(alpha, alpha, (len(images), 1, 1, 1))).to(images, non_blocking=True)
     return torch.lerp(images[partner], images, lam), torch.lerp(targets[partner], targets, lam[:, 0, 0])
 
 
@@ -219,7 +221,7 @@ class BatchLoader:
             times = settings.repeats * (counts.max() / counts) ** settings.balance
             split = split.take(torch.arange(len(split)).repeat_interleave(times.round().long()))
         self.dataset, self.settings, self.device, self.train = split, settings, device, train
-        self.generator = torch.Generator(device).manual_seed(settings.seed)
+        self.generator = torch.Generator().manual_seed(settings.seed)
         self.rng = np.random.default_rng(settings.seed)
 
     def __len__(self):
@@ -228,10 +230,11 @@ class BatchLoader:
     def __iter__(self):
         split, order = self.dataset, torch.arange(len(self.dataset))
         if self.train:
-            order = torch.randperm(len(split), generator=self.generator, device=self.device).cpu()
+            order = torch.randperm(len(split), generator=self.generator)
         for index in order.split(self.settings.batch_size):
-            images = split.pixels[split.rows[index]].to(self.device).float() / 255
-            targets = split.labels[index].to(self.device)
+            rows = split.rows[index].to(split.pixels.device, non_blocking=True)
+            images = split.pixels[rows].to(self.device, non_blocking=True).float() / 255
+            targets = split.labels[index].to(self.device, non_blocking=True)
             if self.train:  # anew each epoch, and a whole batch at once
                 images = augment(images, self.settings, self.generator)
             images = normalize(images, self.settings.standardize)

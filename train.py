@@ -54,30 +54,22 @@ def make_schedulers(optimizers, settings, steps_per_epoch):
 
 
 def train_epoch(model, optimizer, data_loader, loss_history, *, schedulers=(), scaler=None,
-                precision=torch.float32, label_smoothing=0.0, clip_norm=0.0, micro_batch=None):  # fmt: skip
+                precision=torch.float32, label_smoothing=0.0, clip_norm=0.0):  # fmt: skip
     """One pass over the training images: (mean loss, accuracy) on the batches as they come.
 
     `optimizer` is one or a list. About six times the loss of a batch is printed and put into `loss_history`.
-    `micro_batch` images go through the model together, where the memory is too small for a whole batch.
     """
     model.train()
     device, total, seen, losses, correct = next(model.parameters()).device, len(data_loader.dataset), 0, 0, 0
     optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     for i, (data, target) in enumerate(data_loader):
-        data, target, loss = data.to(device), target.to(device), 0.0
+        data, target = data.to(device), target.to(device)
         model.zero_grad()
-        # Gradients of parts add up to those of the batch, as each part's mean loss counts by its share.
-        size = micro_batch or len(data)
-        for part, labels in zip(data.split(size), target.split(size)):
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                output = model(part).float()  # softmax and loss in float32: exp overflows early in float16
-            part_loss = F.cross_entropy(output, labels, label_smoothing=label_smoothing)
-            part_loss = part_loss * (len(part) / len(data))
-            scaler.scale(part_loss).backward()
-            loss += part_loss.detach()
-            labels = labels if labels.ndim == 1 else labels.argmax(-1)  # of a mixed image the larger share
-            correct += (output.argmax(-1) == labels).sum()
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            output = model(data).float()  # softmax and loss in float32: exp overflows early in float16
+        loss = F.cross_entropy(output, target, label_smoothing=label_smoothing)
+        scaler.scale(loss).backward()
         if clip_norm:
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)  # the norm is that of the true gradients
@@ -87,7 +79,9 @@ def train_epoch(model, optimizer, data_loader, loss_history, *, schedulers=(), s
         scaler.update()  # lower after an overflow, whose step was skipped, and higher after a while
         for scheduler in schedulers:
             scheduler.step()
-        losses += loss * len(data)  # on the device: reading it each step would make a GPU wait
+        losses += loss.detach() * len(data)  # on the device: reading it each step would make a GPU wait
+        target = target if target.ndim == 1 else target.argmax(-1)  # of a mixed image the larger share
+        correct += (output.argmax(-1) == target).sum()
         if i % math.ceil(len(data_loader) / 6) == 0:
             print(f"[{seen:5d}/{total} ({100 * seen / total:3.0f} %)] Loss: {loss.item():.4f}")
             loss_history.append(loss.item())
@@ -110,15 +104,15 @@ def views_of(images, settings):
 
 
 @torch.no_grad()
-def predict(model, data_loader, settings=None, *, precision=torch.float32, micro_batch=None):
+def predict(model, data_loader, settings=None, *, precision=torch.float32):
     """The logits (n, classes), float32, and labels (n) of all images; with `settings`, over `views_of`."""
     model.eval()
     device, logits, labels = next(model.parameters()).device, [], []
     for data, target in data_loader:
-        for part in data.to(device).split(micro_batch or len(data)):
-            views = views_of(part, settings) if settings and settings.test_views else [part]
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                logits.append(torch.stack([model(view).float() for view in views]).mean(0))
+        data = data.to(device)
+        views = views_of(data, settings) if settings and settings.test_views else [data]
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            logits.append(torch.stack([model(view).float() for view in views]).mean(0))
         labels.append(target.to(device))
     return torch.cat(logits), torch.cat(labels)
 
@@ -138,21 +132,20 @@ Epoch = namedtuple("Epoch", "number rates train_loss train_accuracy train_second
 
 
 def fit(model, optimizers, schedulers, train_loader, test_loader, settings, train_losses, test_losses, *,
-        scaler=None, precision=torch.float32, first_epoch=1, micro_batch=None):  # fmt: skip
+        scaler=None, precision=torch.float32, first_epoch=1):  # fmt: skip
     """Train for the settings' epochs, scoring the test images after each; yields an Epoch each time.
 
     The test score decides nothing. The last, the result, is in float32, to be repeated, over all views.
     """
     for number in range(first_epoch, settings.epochs + 1):
         print("Epoch:", number)
-        model.patch_dropout = settings.patch_dropout * (number <= 0.9 * settings.epochs)  # then 0
         start = time.perf_counter()
         train_loss, accuracy = train_epoch(
             model, optimizers, train_loader, train_losses, schedulers=schedulers, scaler=scaler,
             label_smoothing=settings.label_smoothing, clip_norm=settings.clip_norm, precision=precision,
-            micro_batch=micro_batch)  # fmt: skip
+        )  # fmt: skip
         seconds = time.perf_counter() - start
         how = {"settings": settings} if number == settings.epochs else {"precision": precision}
-        loss, correct, logits = evaluate(model, test_loader, test_losses, micro_batch=micro_batch, **how)
+        loss, correct, logits = evaluate(model, test_loader, test_losses, **how)
         rates = [scheduler.get_last_lr()[0] for scheduler in schedulers]
         yield Epoch(number, rates, train_loss, accuracy, seconds, loss, correct, logits)

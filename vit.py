@@ -102,7 +102,6 @@ class ViT(nn.Module):
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', not {pool!r}")
         num_patches, self.pool = (height // p1) * (width // p2), pool
-        self.patch_dropout = 0.0  # the share of the patches that training leaves out; train.fit sets it
         self.to_patch_embedding = nn.Sequential(
             Rearrange("b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=p1, p2=p2),
             nn.Linear(channels * p1 * p2, dim),
@@ -118,10 +117,6 @@ class ViT(nn.Module):
     def forward(self, img):
         # Equation 1: z_0 = [x_class; x_p^1 E; ...; x_p^N E] + E_pos.
         x = self.to_patch_embedding(img) + self.pos_embedding[:, 1:]
-        if self.training and self.patch_dropout:  # others of each image (Liu et al. 2022, arXiv:2208.07220)
-            count = round(x.shape[1] * (1 - self.patch_dropout))
-            kept = torch.rand(x.shape[:2], device=x.device).topk(count).indices
-            x = x.gather(1, repeat(kept, "b n -> b n d", d=x.shape[2]))
         cls_tokens = repeat(self.cls_token + self.pos_embedding[:, :1], "1 1 d -> b 1 d", b=x.shape[0])
         x = self.transformer(self.dropout(torch.cat((cls_tokens, x), dim=1)))
         # Equation 4: y = LN(z_L^0); the norm is the first layer of the head.

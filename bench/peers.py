@@ -14,14 +14,15 @@ and their own scoring included, as ours are:
   resnet18    timm's train.py: resnet18, the same values
   assignment  assignment_way.py: the example report's values
 
-timm and the assignment's way know epochs and no time: two short runs tell how long an epoch takes, and as
-many are trained as the time holds. Scores are those of the last epoch. One run each: differences of a few
-images are noise.
+timm and the assignment's way know epochs and no time: two short runs tell how long an epoch takes, and the
+number of epochs comes nearest to the time. Scores are those of the last epoch. One run each: differences of a
+few images are noise.
 """
 
 import argparse
 import csv
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -63,7 +64,7 @@ class PeerResults(Results):
     what: str = (
         "test accuracy of trainers from scratch, in the time of our whole command and three times that"
     )
-    data: str
+    images_of: str
     versions: dict[str, str]
     rows: dict[str, PeerRun] = field(default_factory=dict)
 
@@ -86,14 +87,15 @@ def last_row(path):
         return [{name.strip(): text for name, text in row.items()} for row in csv.DictReader(file)][-1]
 
 
-def epochs_within(budget, train):
-    """How many epochs fit into so many seconds; train: (epochs, folder) -> seconds."""
+@functools.lru_cache  # one process runs all rows: a peer is tried once, for both of its times
+def tried(name, script, split):
+    """The seconds of one and of three epochs."""
+    train, _ = trainer_of(name, script)
     times = []
     for epochs in (1, 3):
         with tempfile.TemporaryDirectory() as folder:
-            times.append(train(epochs, Path(folder)))
-    an_epoch = max((times[1] - times[0]) / 2, 0.01)
-    return max(1, int((budget - times[0]) / an_epoch) + 1)
+            times.append(train(split, epochs, Path(folder)))
+    return times
 
 
 def train_ours(data, folder):
@@ -118,13 +120,19 @@ def train_yolo(split, budget, folder):
     return seconds, float(row["metrics/accuracy_top1"]), int(row["epoch"])
 
 
-def by_epochs(train, read, split, budget, folder):
-    """Train what knows epochs and no time -> (seconds, accuracy, epochs).
-
-    train: (split, epochs, folder) -> seconds; read: folder -> accuracy.
-    """
-    epochs = epochs_within(budget, partial(train, split))
+def by_epochs(name, script, split, budget, folder):
+    """Train what knows epochs and no time -> (seconds, accuracy, epochs)."""
+    train, read = trainer_of(name, script)
+    one, three = tried(name, script, split)
+    epochs = max(1, 1 + round((budget - one) / max((three - one) / 2, 0.01)))
     return train(split, epochs, folder), read(folder), epochs
+
+
+def trainer_of(name, script):
+    """((split, epochs, folder) -> seconds, folder -> accuracy)"""
+    if name in TIMM:
+        return partial(timm_epochs, script, name), timm_accuracy
+    return assignment_epochs, assignment_accuracy
 
 
 def timm_epochs(script, name, split, epochs, folder):
@@ -202,13 +210,14 @@ def main(argv=None):
         return assignment(args.assignment, args.epochs)
     script = args.timm.resolve() / "train.py"
     peers = {"yolo": train_yolo}
-    peers |= {name: partial(by_epochs, partial(timm_epochs, script, name), timm_accuracy) for name in TIMM}
-    peers["assignment"] = partial(by_epochs, assignment_epochs, assignment_accuracy)
+    peers |= {name: partial(by_epochs, name, script) for name in (*TIMM, "assignment")}
     try:
         if not script.is_file():
             raise InputError(f"{script} is missing: --timm is a clone of pytorch-image-models")
         versions = {name: version_of(name) for name in PACKAGES}
-        about = PeerResults(machine=Where("").machine(), jobs=1, data=Path(args.data).name, versions=versions)
+        about = PeerResults(
+            machine=Where("").machine(), jobs=1, images_of=Path(args.data).name, versions=versions
+        )
         results, rows = open_results(args.output, about), {}
         with tempfile.TemporaryDirectory() as folder:
             # Its split is needed, so it runs each time; what is kept is its first time.

@@ -54,9 +54,6 @@ class Recipe:
     crop: float = _value(0.06, "random shift, up to this share of the side", 0.0, 0.5)
     brightness: float = _value(0.0, "random brightness, +- this share of the range", 0.0, 1.0)
     contrast: float = _value(0.0, "random contrast, +- this share", 0.0, 1.0)
-    patch_dropout: float = _value(
-        0.0, "share of the patches left out in the first nine tenths of the epochs", 0.0, 0.95
-    )
     mixup: float = _value(0.0, "two images blended, share from Beta(mixup, mixup); 0: never", 0.0, 100.0)
     balance: float = _value(
         0.5, "classes: one of n images is shown (most / n)^balance times as often", 0.0, 1.0

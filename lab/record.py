@@ -15,7 +15,7 @@ from lab.files import write_csv, write_whole
 from lab.findings import Findings
 from lab.recipe import Recipe
 
-SCHEMA = 7
+SCHEMA = 8
 
 
 @dataclass

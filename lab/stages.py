@@ -166,7 +166,7 @@ def _announce(setup, recipe, done, screen):
         return
     seconds = try_steps(setup, recipe) * left / recipe.epochs
     if setup.micro_batch:
-        screen.say(f"the memory holds {setup.micro_batch} images at a time: gradients are added up", "yellow")
+        screen.say(f"the memory holds {setup.micro_batch} images at a time: slower, the same results", "yellow")
     screen.say(f"{left} epochs, about {clock(seconds)} here")
     if seconds > LONG:
         screen.say(

@@ -10,7 +10,6 @@ import io
 import itertools
 import time
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -19,13 +18,15 @@ import train
 from data import BatchLoader
 from lab.errors import is_out_of_memory, told
 from lab.machine import keep_freed_memory
+from lab.steps import batched, capture, in_parts
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
 class Setup:
-    """All that a training needs. `precision`: fp32, bf16 or fp16; `micro_batch` as for train.train_epoch."""
+    """All that a training needs. `precision`: fp32, bf16 or fp16; `micro_batch`: how many images the model
+    takes at a time, where the memory is too small for a batch."""
 
     model: torch.nn.Module
     optimizers: list
@@ -53,7 +54,7 @@ def prepare(train_split, test_split, recipe, device, precision, *, model=None, o
     if model is None:
         model = train.make_model(recipe, len(train_split.classes))
     model.to(device)
-    optimizers = optimizers or train.make_optimizers(model, recipe)
+    optimizers = batched(optimizers or train.make_optimizers(model, recipe))
     train_loader = BatchLoader(on_device(train_split, device), recipe, device, train=True)
     test_loader = BatchLoader(on_device(test_split, device), recipe, device)
     schedulers = train.make_schedulers(optimizers, recipe, len(train_loader))
@@ -69,29 +70,17 @@ def try_steps(setup, recipe):
     training draws from changes.
     """
     model = copy.deepcopy(setup.model)
-    optimizers = train.make_optimizers(model, recipe)
+    optimizers = batched(train.make_optimizers(model, recipe))
     once = dataclasses.replace(recipe, repeats=1, balance=0.0)  # its images are repeated already
     loader = BatchLoader(setup.train_loader.dataset, once, setup.device, train=True)
     with torch.random.fork_rng(), told(advice(recipe)):  # dropout draws from it
         for batch in itertools.islice(loader, 2):  # the first step is slower than all others
-            step = partial(_step_that_fits, setup, model, optimizers, batch, recipe)
-            seconds = mean_seconds(step, model, recipe) / len(batch[0])
+            seconds = _step_that_fits(setup, model, optimizers, batch, recipe) / len(batch[0])
     # Scoring an image takes the forward pass alone, about a third of a step.
     images = len(setup.train_loader.dataset) + len(setup.test_loader.dataset) / 3
+    if setup.micro_batch:
+        in_parts(setup.model, setup.micro_batch)
     return seconds * images * recipe.epochs
-
-
-def mean_seconds(step, model, recipe):
-    """The seconds of `step()`, a training step of the model, in the mean over a training (train.fit): nine
-    tenths of it may leave patches out."""
-    whole = step()
-    if not recipe.patch_dropout:
-        return whole
-    model.patch_dropout = recipe.patch_dropout
-    try:
-        return 0.1 * whole + 0.9 * step()
-    finally:
-        model.patch_dropout = 0.0
 
 
 def seconds_of_step(setup, batch, recipe, model=None, optimizers=None):
@@ -102,7 +91,7 @@ def seconds_of_step(setup, batch, recipe, model=None, optimizers=None):
         train.train_epoch(
             model or setup.model, optimizers or setup.optimizers, single, [],
             precision=DTYPES[setup.precision], clip_norm=recipe.clip_norm,
-            label_smoothing=recipe.label_smoothing, micro_batch=setup.micro_batch,
+            label_smoothing=recipe.label_smoothing,
         )  # fmt: skip
     return time.perf_counter() - start
 
@@ -119,6 +108,7 @@ def _step_that_fits(setup, model, optimizers, batch, recipe):
         # Out here the error is gone, and with it the tensors that it held.
         setup.micro_batch = (setup.micro_batch or whole) // 2  # halves: a power of two stays one
         model.zero_grad()
+        in_parts(model, setup.micro_batch)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # its blocks have sizes that will not be asked for again
 
@@ -153,10 +143,13 @@ def epochs(setup, recipe, *, first=1, log=None, tick=None):
     InputError with advice where the loss is no longer a number.
     """
     loader = Ticking(setup.train_loader, tick) if tick else setup.train_loader
+    # A norm over the batch has buffers, which the recording would change.
+    if setup.device.type == "cuda" and not setup.micro_batch and not any(True for _ in setup.model.buffers()):
+        shape = (recipe.batch_size, *setup.train_loader.dataset.pixels.shape[1:])
+        capture(setup.model, shape, DTYPES[setup.precision])
     steps = train.fit(
         setup.model, setup.optimizers, setup.schedulers, loader, setup.test_loader, recipe, [], [],
         scaler=setup.scaler, precision=DTYPES[setup.precision], first_epoch=first,
-        micro_batch=setup.micro_batch,
     )  # fmt: skip
     while True:
         # Around each step alone, so that what the caller prints between two is not caught.
@@ -170,4 +163,4 @@ def epochs(setup, recipe, *, first=1, log=None, tick=None):
 def score(setup, recipe, log=None):
     """The logits (n, classes) of the test images as after the last epoch: in float32, over all views."""
     with contextlib.redirect_stdout(log or io.StringIO()):
-        return train.evaluate(setup.model, setup.test_loader, [], recipe, micro_batch=setup.micro_batch)[2]
+        return train.evaluate(setup.model, setup.test_loader, [], recipe)[2]

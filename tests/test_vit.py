@@ -147,25 +147,6 @@ def test_dropout_acts_in_training_alone_at_every_place():
     assert torch.equal(model.eval()(images), plain(images))
 
 
-def test_patch_dropout_leaves_other_patches_of_each_image_out_and_no_position_is_lost():
-    model = ViT(**TEMPLATE | {"image_size": 16})  # 16 patches
-    images = torch.rand(1, 1, 16, 16).expand(400, -1, -1, -1)
-    tokens = []
-    model.transformer.register_forward_pre_hook(lambda _, args: tokens.append(args[0].detach()))
-    model.eval()(images[:1])
-    model.patch_dropout = 0.75
-    model.eval()(images[:1])
-    model.train()(images)
-    whole, still_whole, parts = tokens
-    assert torch.equal(whole, still_whole)  # a test image is never cut
-    assert parts.shape[1] == 1 + 4
-    assert torch.equal(parts[:, 0], whole[:, 0].expand(400, -1))  # the class token stays
-    places = torch.cdist(parts[:, 1:], whole[:, 1:].expand(400, -1, -1)).argmin(-1)
-    assert torch.allclose(parts[:, 1:], whole[0, 1:][places], atol=1e-6)  # each with its position
-    assert all(len(set(row.tolist())) == 4 for row in places)
-    assert torch.bincount(places.flatten(), minlength=16).min() > 60  # 100 expected of each
-
-
 def test_no_prebuilt_transformer_is_used():
     tree = ast.parse((ROOT / "vit.py").read_text())
     imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
