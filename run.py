@@ -15,36 +15,8 @@ import time
 
 from lab.bundle import bundle_names, check_output, redrawn, staged, zip_bundle
 from lab.errors import explain
+from lab.machine import processes
 from lab.options import parse_options
-
-
-def first_studies(options, precision, screen):
-    """The Start of a new run: its recipe, the best one found if a search is asked for, and its studies."""
-    from lab.checkpoint import Start
-    from lab.intake import default_source
-    from lab.record import NamedRecipe
-    from study import findings
-
-    with screen.stage("Studies") if options.makes_studies else contextlib.nullcontext():
-        recipe, found = findings.make_studies(
-            options.folder.with_name(f"{options.student_id}-studies"),
-            options.data or default_source() or "demo",
-            options.recipe,
-            options.settings,
-            budget=(options.budget or "10m") if options.study else None,
-            diary=options.diary,
-            comparison=options.compare,
-            device=options.device,
-            precision=options.precision,
-            limits=options.limits,
-            choices=options.choices,
-            free=options.free,
-            say=screen.say,
-        )
-    searched = found.search is not None
-    name = "search" if searched and found.search.best.changed else options.recipe_name
-    free = () if searched else options.free  # what was found stands
-    return Start(NamedRecipe(name, recipe), found, precision, options.name, options.choices, sorted(free))
 
 
 def train_and_report(options, screen):
@@ -57,7 +29,7 @@ def train_and_report(options, screen):
 
         report.check_report(options.answers, options.latex, options.notebook)
         device, machine = stages.check_machine(options, screen)
-    start = None if options.resume else first_studies(options, machine.precision, screen)
+    start = None if options.resume else stages.new_start(options, machine.precision, screen)
     with staged(options.folder, options.student_id, options.resume) as staging:
         checkpoint = stages.begin(options, staging, start, device, screen)
         start, earlier = checkpoint.start, checkpoint.seconds
@@ -168,11 +140,20 @@ def finish(record, options, screen):
 
 
 def main(argv=None):
+    """The exit code of `run`. Where torchrun has started several processes, of this one's part in it."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    if processes() == 1:
+        return run(argv)
+    from lab import distributed
+
+    return distributed.join(lambda: run(argv))
+
+
+def run(argv):
     """Exit code 0: done; 1: a bundle is not what its report states, or its notebook does not run; 2: input
     cannot be used; 130: Ctrl-C."""
     start = time.perf_counter()
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
         options = parse_options(argv)
         from lab.console import Screen

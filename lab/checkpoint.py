@@ -19,7 +19,7 @@ from lab.files import write_whole
 from lab.findings import Findings
 from lab.record import Choices, EpochRow, NamedRecipe
 
-MAGIC = b"ViT-checkpoint-7\n"  # and a SHA-256 of all that follows: one flipped bit is found
+MAGIC = b"ViT-checkpoint-8\n"  # and a SHA-256 of all that follows: one flipped bit is found
 DIGEST = 32  # bytes
 
 
@@ -43,6 +43,34 @@ class Start:
     fingerprint: str = ""
     plain: bool = True
     notes: list[str] = field(default_factory=list)
+
+
+def state_of(setup):
+    """All that changes in a training.Setup, and the random numbers: a dict, as torch.save takes it."""
+    loader = setup.train_loader
+    return {
+        "model": setup.model.state_dict(),
+        "scaler": setup.scaler.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in setup.optimizers],
+        "schedulers": [scheduler.state_dict() for scheduler in setup.schedulers],
+        "order": loader.generator.get_state(),
+        "mixup": json.dumps(loader.rng.bit_generator.state),  # its numbers are longer than 64 bits
+        "random": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if setup.device.type == "cuda" else None,
+    }
+
+
+def put_state(setup, state):
+    """Put what `state_of` returned into a training.Setup of the same recipe."""
+    setup.model.load_state_dict(state["model"])
+    setup.scaler.load_state_dict(state["scaler"])
+    for part, saved in zip(setup.optimizers + setup.schedulers, state["optimizers"] + state["schedulers"]):
+        part.load_state_dict(saved)
+    setup.train_loader.generator.set_state(state["order"])
+    setup.train_loader.rng.bit_generator.state = json.loads(state["mixup"])
+    torch.set_rng_state(state["random"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 class Checkpoint:
@@ -90,17 +118,7 @@ class Checkpoint:
         state, self._state = self._state, None  # its memory
         if state is None:
             return 0
-        setup.model.load_state_dict(state["model"])
-        setup.scaler.load_state_dict(state["scaler"])
-        for part, saved in zip(
-            setup.optimizers + setup.schedulers, state["optimizers"] + state["schedulers"]
-        ):
-            part.load_state_dict(saved)
-        setup.train_loader.generator.set_state(state["order"])
-        setup.train_loader.rng.bit_generator.state = json.loads(state["mixup"])
-        torch.set_rng_state(state["random"])
-        if state["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda"])
+        put_state(setup, state)
         return len(self.history)
 
     def save(self, setup, seconds):
@@ -108,23 +126,12 @@ class Checkpoint:
 
         OSError if that fails.
         """
-        loader = setup.train_loader
-        state = {
-            "model": setup.model.state_dict(),
-            "scaler": setup.scaler.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in setup.optimizers],
-            "schedulers": [scheduler.state_dict() for scheduler in setup.schedulers],
-            "order": loader.generator.get_state(),
-            "mixup": json.dumps(loader.rng.bit_generator.state),  # its numbers are longer than 64 bits
-            "random": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if setup.device.type == "cuda" else None,
-        }
         saved = {
             "start": msgspec.json.encode(self.start),
             "history": msgspec.json.encode(self.history),
             "seconds": self.seconds + seconds,
             "log": self.log,
-            "state": state,
+            "state": state_of(setup),
         }
         body = io.BytesIO()  # torch.save into a full disk says nothing that helps
         torch.save(saved, body)

@@ -25,6 +25,10 @@ class InputError(ValueError):
         super().__init__(printable(text))
 
 
+class LostProcess(RuntimeError):
+    """One of several processes that trained together is gone."""
+
+
 def check_packages(flag, packages, note=""):
     """InputError where a package that only a flag needs is missing: found before the work, not after it."""
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
@@ -67,7 +71,7 @@ def _full_place():
 
 def explain(error):
     """An error that a run may end with, in one line for its user; None for one that is a fault of ours."""
-    if isinstance(error, InputError):
+    if isinstance(error, InputError | LostProcess):
         return str(error)
     if isinstance(error, OSError) and error.errno in HINTS:
         what = f" {error.filename!r}" if error.filename else _full_place()

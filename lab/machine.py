@@ -51,6 +51,16 @@ def choose_precision(name, device):
     return name
 
 
+def processes():
+    """How many processes torchrun has started to train together; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
+
+
+def usable_cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def describe_machine(device, precision="fp32"):
     """The Machine of a run: system, processor, device, threads and package versions."""
     import torch
@@ -60,7 +70,7 @@ def describe_machine(device, precision="fp32"):
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         processor=capabilities.get("cpu_name") or platform.processor() or platform.machine(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        cores=usable_cores(),
         threads=torch.get_num_threads(),
         device=device.type,
         gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,

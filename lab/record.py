@@ -46,7 +46,8 @@ class NamedRecipe:
 
 @dataclass
 class Machine:
-    """Where the run took place. `precision`: fp32, bf16 or fp16, of the forward and backward pass."""
+    """Where the run took place. `precision`: fp32, bf16 or fp16, of the forward and backward pass;
+    `processes`: how many trained together, each with so many threads or a GPU."""
 
     system: str
     python: str
@@ -57,6 +58,7 @@ class Machine:
     gpu: str | None
     packages: dict[str, str]
     precision: str = "fp32"
+    processes: int = 1
 
 
 @dataclass

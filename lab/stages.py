@@ -15,12 +15,12 @@ import torch
 import torchinfo
 
 from lab import inspection, intake, scores
-from lab.checkpoint import Checkpoint
+from lab.checkpoint import Checkpoint, Start
 from lab.console import clock
 from lab.errors import InputError
 from lab.files import write_whole
 from lab.layout import check_name
-from lab.machine import check_memory, choose_device, choose_precision, describe_machine
+from lab.machine import check_memory, choose_device, choose_precision, describe_machine, processes
 from lab.record import EpochRow, ModelFacts, NamedRecipe, TrainingFacts
 from lab.training import epochs, prepare, score, try_steps
 
@@ -36,10 +36,38 @@ def check_machine(options, screen):
     if not options.resume:
         check_memory(options.recipe, device, precision)
     machine = describe_machine(device, precision)
+    machine.processes = processes()
     screen.say(
         f"{device.type} ({machine.gpu or f'{machine.processor}, {machine.threads} threads'}), {precision}"
+        f"{f', {machine.processes} processes train together' * (machine.processes > 1)}"
     )
     return device, machine
+
+
+def new_start(options, precision, screen):
+    """The Start of a new run: its recipe, the best one found if a search is asked for, and its studies."""
+    from study import findings
+
+    with screen.stage("Studies") if options.makes_studies else contextlib.nullcontext():
+        recipe, found = findings.make_studies(
+            options.folder.with_name(f"{options.student_id}-studies"),
+            options.data or intake.default_source() or "demo",
+            options.recipe,
+            options.settings,
+            budget=(options.budget or "10m") if options.study else None,
+            diary=options.diary,
+            comparison=options.compare,
+            device=options.device,
+            precision=options.precision,
+            limits=options.limits,
+            choices=options.choices,
+            free=options.free,
+            say=screen.say,
+        )
+    searched = found.search is not None
+    name = "search" if searched and found.search.best.changed else options.recipe_name
+    free = () if searched else options.free  # what was found stands
+    return Start(NamedRecipe(name, recipe), found, precision, options.name, options.choices, sorted(free))
 
 
 def begin(options, staging, start, device, screen):
@@ -164,9 +192,11 @@ def _announce(setup, recipe, done, screen):
     left = recipe.epochs - done
     if not left:
         return
-    seconds = try_steps(setup, recipe) * left / recipe.epochs
+    seconds = try_steps(setup, recipe, processes()) * left / recipe.epochs
     if setup.micro_batch:
-        screen.say(f"the memory holds {setup.micro_batch} images at a time: slower, the same results", "yellow")
+        screen.say(
+            f"the memory holds {setup.micro_batch} images at a time: slower, the same results", "yellow"
+        )
     screen.say(f"{left} epochs, about {clock(seconds)} here")
     if seconds > LONG:
         screen.say(
@@ -207,6 +237,10 @@ def train(setup, checkpoint, run, screen, tensorboard=False):
     recipe = checkpoint.start.recipe.values
     done = checkpoint.restore(setup)
     _announce(setup, recipe, done, screen)
+    if processes() > 1 and done < recipe.epochs:
+        from lab import distributed
+
+        distributed.share(setup, recipe, done + 1)
     begun = last = time.perf_counter()
     log, logits = io.StringIO(), None
     screen.say(f"follow it in {run}: training.log, history.csv{', tensorboard' * tensorboard}")

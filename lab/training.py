@@ -26,7 +26,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 @dataclass
 class Setup:
     """All that a training needs. `precision`: fp32, bf16 or fp16; `micro_batch`: how many images the model
-    takes at a time, where the memory is too small for a batch."""
+    takes at a time, where the memory is too small for a batch; `shared`: the model on several processes
+    (lab.distributed)."""
 
     model: torch.nn.Module
     optimizers: list
@@ -37,6 +38,7 @@ class Setup:
     device: torch.device
     precision: str
     micro_batch: int | None = None
+    shared: torch.nn.Module | None = None
 
 
 def on_device(split, device):
@@ -62,8 +64,9 @@ def prepare(train_split, test_split, recipe, device, precision, *, model=None, o
     return Setup(model, optimizers, schedulers, scaler, train_loader, test_loader, device, precision)
 
 
-def try_steps(setup, recipe):
-    """Two training steps on copies: how many seconds the whole training will take, about.
+def try_steps(setup, recipe, processes=1):
+    """Two training steps on copies: how many seconds the whole training will take, about, where so many
+    processes share its batches.
 
     Where memory is too small for a whole batch, they find `setup.micro_batch`, the number of images that fit:
     half a batch, a quarter and so on. The error is raised if one image is too many. Nothing that the
@@ -75,12 +78,18 @@ def try_steps(setup, recipe):
     loader = BatchLoader(setup.train_loader.dataset, once, setup.device, train=True)
     with torch.random.fork_rng(), told(advice(recipe)):  # dropout draws from it
         for batch in itertools.islice(loader, 2):  # the first step is slower than all others
-            seconds = _step_that_fits(setup, model, optimizers, batch, recipe) / len(batch[0])
+            shares = [values[: -(-len(values) // processes)] for values in batch]
+            seconds = _step_that_fits(setup, model, optimizers, shares, recipe) / len(batch[0])
     # Scoring an image takes the forward pass alone, about a third of a step.
     images = len(setup.train_loader.dataset) + len(setup.test_loader.dataset) / 3
+    keep_parts(setup)
+    return seconds * images * recipe.epochs
+
+
+def keep_parts(setup):
+    """Have the model take `setup.micro_batch` images at a time, if that is set."""
     if setup.micro_batch:
         in_parts(setup.model, setup.micro_batch)
-    return seconds * images * recipe.epochs
 
 
 def seconds_of_step(setup, batch, recipe, model=None, optimizers=None):
@@ -136,6 +145,15 @@ def advice(recipe):
     return f"try {rates}, a longer warm-up, or --precision fp32"
 
 
+def noticed(setup):
+    """What turns the error of a lost process into a LostProcess, where there are several."""
+    if not setup.shared:
+        return contextlib.nullcontext()
+    from lab import distributed
+
+    return distributed.noticed()
+
+
 def epochs(setup, recipe, *, first=1, log=None, tick=None):
     """Train and yield a train.Epoch after each, from epoch number `first` on.
 
@@ -143,17 +161,18 @@ def epochs(setup, recipe, *, first=1, log=None, tick=None):
     InputError with advice where the loss is no longer a number.
     """
     loader = Ticking(setup.train_loader, tick) if tick else setup.train_loader
+    alone = not setup.shared and not setup.micro_batch
     # A norm over the batch has buffers, which the recording would change.
-    if setup.device.type == "cuda" and not setup.micro_batch and not any(True for _ in setup.model.buffers()):
+    if setup.device.type == "cuda" and alone and not any(True for _ in setup.model.buffers()):
         shape = (recipe.batch_size, *setup.train_loader.dataset.pixels.shape[1:])
         capture(setup.model, shape, DTYPES[setup.precision])
     steps = train.fit(
-        setup.model, setup.optimizers, setup.schedulers, loader, setup.test_loader, recipe, [], [],
-        scaler=setup.scaler, precision=DTYPES[setup.precision], first_epoch=first,
+        setup.shared or setup.model, setup.optimizers, setup.schedulers, loader, setup.test_loader, recipe,
+        [], [], scaler=setup.scaler, precision=DTYPES[setup.precision], first_epoch=first,
     )  # fmt: skip
     while True:
         # Around each step alone, so that what the caller prints between two is not caught.
-        with contextlib.redirect_stdout(log or io.StringIO()), told(advice(recipe)):
+        with contextlib.redirect_stdout(log or io.StringIO()), told(advice(recipe)), noticed(setup):
             epoch = next(steps, None)
         if epoch is None:
             return
