@@ -53,7 +53,7 @@ def _begin():
     torch.set_num_threads(max(1, usable_cores() // here))  # torchrun says 1
     cards = torch.cuda.device_count()
     if cards and place >= cards:
-        raise InputError(f"process {place + 1} of this machine has no GPU: --nproc-per-node {cards}")
+        raise InputError(f"process {place + 1} of this machine has no GPU: start as many as it has, {cards}")
     if cards:
         torch.cuda.set_device(place)
     # No end to the wait: rank 0 may read images for long. Where a process is lost, its connections end.
