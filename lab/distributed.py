@@ -26,6 +26,7 @@ from lab.machine import pixel_store, usable_cores
 from lab.recipe import Recipe
 
 CHUNK = 512  # images sent at a time
+_at_work = False  # on rank 0: the others are in a training, and hear of nothing else
 
 
 def join(lead):
@@ -39,7 +40,7 @@ def join(lead):
         code = _help() if dist.get_rank() else lead()
     finally:
         if dist.is_initialized():  # none is lost
-            if dist.get_rank() == 0:
+            if dist.get_rank() == 0 and not _at_work:
                 _send(None)  # the others are free
             dist.destroy_process_group()
     # At once: a thread of gloo that still frees what it sent aborts the process where Python itself ends.
@@ -69,6 +70,7 @@ def _send(job):
 
 def share(setup, recipe, first):
     """On rank 0: have all processes train this training.Setup together from epoch `first` on."""
+    global _at_work
     state = io.BytesIO()
     torch.save(checkpoint.state_of(setup), state)
     sides = [setup.train_loader.dataset, setup.test_loader.dataset]
@@ -82,7 +84,13 @@ def share(setup, recipe, first):
     for side, (rows, _) in zip(sides, unique):
         for part in rows.split(CHUNK):
             dist.broadcast(side.pixels[part.to(side.pixels.device)].cpu(), 0)
-    setup.shared = Shared(setup.model)
+    setup.shared, _at_work = Shared(setup.model), True
+
+
+def part(setup):
+    """The training is over: each process goes on alone."""
+    global _at_work
+    setup.shared, _at_work = None, False
 
 
 def _received(about, classes, store):

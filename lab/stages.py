@@ -261,6 +261,8 @@ def train(setup, checkpoint, run, screen, tensorboard=False):
             bar.show(row)
             checkpoint.save(setup, now - begun)
             last = time.perf_counter()  # the next epoch does not pay for this checkpoint
+        if setup.shared:
+            distributed.part(setup)
         seconds = checkpoint.seconds + time.perf_counter() - begun
         print(f"Execution time: {seconds:5.2f} seconds", file=file)
     screen.say(f"{recipe.epochs} epochs in {seconds:.0f} s")
