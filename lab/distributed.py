@@ -136,6 +136,22 @@ def _train(values, first, device, precision, micro_batch, state, classes, about)
         pass
 
 
+@contextlib.contextmanager
+def noticed():
+    """Turn the error of a lost connection into a LostProcess."""
+    try:
+        yield
+    except RuntimeError as error:
+        known = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
+        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in known):
+            raise
+        # torchrun ends all processes now: what there is to say comes first.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        lost = f"one of the {dist.get_world_size()} processes of this run was lost"
+        dist.destroy_process_group()
+        raise LostProcess(lost) from None
+
+
 class Shared(torch.nn.Module):
     """A model on all processes: each takes its share of the images, and has the logits of all.
 
@@ -143,6 +159,8 @@ class Shared(torch.nn.Module):
     which DistributedDataParallel exchanges, is that of one process, but for rounding. Where the images do not
     divide, shares differ by one; a share may be empty.
     """
+
+    noticed = staticmethod(noticed)
 
     def __init__(self, model):
         super().__init__()
@@ -161,19 +179,3 @@ class Shared(torch.nn.Module):
         parts = [part[:size] for part, size in zip(everyone, sizes)]
         parts[rank] = logits  # the one through which gradients flow
         return torch.cat(parts)
-
-
-@contextlib.contextmanager
-def noticed():
-    """Turn the error of a lost connection into a LostProcess."""
-    try:
-        yield
-    except RuntimeError as error:
-        known = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
-        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in known):
-            raise
-        # torchrun ends all processes now: what there is to say comes first.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        lost = f"one of the {dist.get_world_size()} processes of this run was lost"
-        dist.destroy_process_group()
-        raise LostProcess(lost) from None

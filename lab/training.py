@@ -145,15 +145,6 @@ def advice(recipe):
     return f"try {rates}, a longer warm-up, or --precision fp32"
 
 
-def noticed(setup):
-    """What turns the error of a lost process into a LostProcess, where there are several."""
-    if not setup.shared:
-        return contextlib.nullcontext()
-    from lab import distributed
-
-    return distributed.noticed()
-
-
 def epochs(setup, recipe, *, first=1, log=None, tick=None):
     """Train and yield a train.Epoch after each, from epoch number `first` on.
 
@@ -161,6 +152,7 @@ def epochs(setup, recipe, *, first=1, log=None, tick=None):
     InputError with advice where the loss is no longer a number.
     """
     loader = Ticking(setup.train_loader, tick) if tick else setup.train_loader
+    noticed = setup.shared.noticed if setup.shared else contextlib.nullcontext
     alone = not setup.shared and not setup.micro_batch
     # A norm over the batch has buffers, which the recording would change.
     if setup.device.type == "cuda" and alone and not any(True for _ in setup.model.buffers()):
@@ -172,7 +164,7 @@ def epochs(setup, recipe, *, first=1, log=None, tick=None):
     )  # fmt: skip
     while True:
         # Around each step alone, so that what the caller prints between two is not caught.
-        with contextlib.redirect_stdout(log or io.StringIO()), told(advice(recipe)), noticed(setup):
+        with contextlib.redirect_stdout(log or io.StringIO()), told(advice(recipe)), noticed():
             epoch = next(steps, None)
         if epoch is None:
             return
