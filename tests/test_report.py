@@ -32,7 +32,7 @@ from lab.findings import (
     StudyMachine,
 )
 from lab.recipe import Recipe
-from lab.record import BlockDistance, ClassScore, EpochRow, read_record
+from lab.record import BlockDistance, ClassScore, EpochRow, Threshold, read_record
 from report import answers, figures, fonts, render, source
 from report.speech import spoken
 
@@ -184,6 +184,25 @@ def test_the_words_follow_the_result(record, bundle, correct, demonstration):
     assert ("Made from demonstration images" in html) == demonstration
     assert html.count("demonstration images") >= (8 if demonstration else 0)
     assert demonstration or "demonstration images" not in html
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "thresholds", "shown"),
+    [
+        (0.9, [(0.95, 0.81234), (0.99, None)], ["0.81234 or more at least 95 %", "enough for 99 %"]),
+        (0.96, [(0.95, 0.5), (0.99, 0.71)], ["0.71 or more at least 99 %"]),  # all answers are 95 % right
+        (1.0, [(0.95, 0.5), (0.99, 0.5)], []),
+    ],
+)
+def test_from_which_confidence_on_answers_can_be_trusted(record, bundle, accuracy, thresholds, shown):
+    results = dataclasses.replace(
+        record.results, accuracy=accuracy, thresholds=[Threshold(*pair) for pair in thresholds]
+    )
+    page = flat(drawn(dataclasses.replace(record, results=results), bundle))
+    assert page.count("Of the answers with a confidence of") + page.count("No confidence is high") == len(
+        shown
+    )
+    assert all(words in page for words in shown)
 
 
 def test_drawing_the_report_leaves_the_record_as_it_is(record, bundle):
