@@ -57,7 +57,7 @@ def test_recorded_studies_of_the_project_can_be_read():
         assert study.rows
         assert study.data.name == "neu-cls.zip"
     assert found.elsewhere.data.name == "x-sdd.zip"
-    assert len(found.diary.rows) == 26
+    assert len(found.diary.rows) == 13
     kinds = {(row.model, row.equal) for row in found.comparison.rows}
     assert kinds == {("vit", "steps"), ("cnn", "steps"), ("cnn", "time")}
 
