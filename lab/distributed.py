@@ -36,17 +36,30 @@ def join(lead):
     except InputError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, _ended)
     try:
         code = _help() if dist.get_rank() else lead()
     finally:
         if dist.is_initialized():  # none is lost
             if dist.get_rank() == 0 and not _at_work:
-                _send(None)  # the others are free
+                with contextlib.suppress(RuntimeError):  # one of them is gone
+                    _send(None)  # the others are free
             dist.destroy_process_group()
     # At once: a thread of gloo that still frees what it sent aborts the process where Python itself ends.
     atexit._run_exitfuncs()
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(code)
+
+
+def _lost():
+    count = os.environ["WORLD_SIZE"]
+    return LostProcess(f"one of the {count} processes of this run was lost, or torchrun was stopped")
+
+
+def _ended(*signal_and_frame):
+    """What SIGTERM leads to: torchrun ends all where one is lost, at times before this process notices."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what there is to say comes first
+    raise _lost()
 
 
 def _begin():
@@ -145,11 +158,9 @@ def noticed():
         known = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
         if not isinstance(error, dist.DistError) and not any(word in str(error) for word in known):
             raise
-        # torchrun ends all processes now: what there is to say comes first.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        lost = f"one of the {dist.get_world_size()} processes of this run was lost"
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in _ended
         dist.destroy_process_group()
-        raise LostProcess(lost) from None
+        raise _lost() from None
 
 
 class Shared(torch.nn.Module):
