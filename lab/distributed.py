@@ -7,7 +7,6 @@ nothing. run.py imports this where torchrun has started it.
 
 import atexit
 import contextlib
-import dataclasses
 import datetime
 import io
 import os
@@ -138,8 +137,7 @@ def _train(values, first, device, precision, micro_batch, state, classes, about)
     with tempfile.TemporaryDirectory() as folder:
         store = pixel_store(folder)
         train, test = (_received(side, classes, store) for side in about)
-    once = dataclasses.replace(recipe, repeats=1, balance=0.0)  # its images are repeated already
-    setup = training.prepare(train, test, once, device, precision)
+    setup = training.prepare(train, test, training.shown_once(recipe), device, precision)
     checkpoint.put_state(setup, torch.load(io.BytesIO(state), map_location="cpu", weights_only=True))
     setup.micro_batch = micro_batch
     training.keep_parts(setup)

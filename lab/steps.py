@@ -21,15 +21,16 @@ class BatchedMuon(torch.optim.Muon):
             for (rows, columns), matrices in by_shape.items():
                 gradients = torch.stack([p.grad for p in matrices])
                 states = [self.state[p] for p in matrices]
-                last = [state.get("momentum_buffer", torch.zeros_like(gradients[0])) for state in states]
-                means = torch.stack(last).lerp_(gradients, 1 - group["momentum"])
+                if not states[0]:  # the first step
+                    means = torch.zeros_like(gradients)
+                else:
+                    means = torch.stack([state["momentum_buffer"] for state in states])
+                means.lerp_(gradients, 1 - group["momentum"])
                 for state, mean in zip(states, means):
                     state["momentum_buffer"] = mean
-                if group["nesterov"]:
-                    gradients = gradients.lerp(means, group["momentum"])
-                changes = orthogonal(gradients if group["nesterov"] else means, group)
+                changes = gradients.lerp(means, group["momentum"]) if group["nesterov"] else means
                 rate = group["lr"] * max(1, rows / columns) ** 0.5
-                for p, change in zip(matrices, changes):
+                for p, change in zip(matrices, orthogonal(changes, group)):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(change, alpha=rate)
 
 

@@ -74,8 +74,7 @@ def try_steps(setup, recipe, processes=1):
     """
     model = copy.deepcopy(setup.model)
     optimizers = batched(train.make_optimizers(model, recipe))
-    once = dataclasses.replace(recipe, repeats=1, balance=0.0)  # its images are repeated already
-    loader = BatchLoader(setup.train_loader.dataset, once, setup.device, train=True)
+    loader = BatchLoader(setup.train_loader.dataset, shown_once(recipe), setup.device, train=True)
     with torch.random.fork_rng(), told(advice(recipe)):  # dropout draws from it
         for batch in itertools.islice(loader, 2):  # the first step is slower than all others
             shares = [values[: -(-len(values) // processes)] for values in batch]
@@ -84,6 +83,11 @@ def try_steps(setup, recipe, processes=1):
     images = len(setup.train_loader.dataset) + len(setup.test_loader.dataset) / 3
     keep_parts(setup)
     return seconds * images * recipe.epochs
+
+
+def shown_once(recipe):
+    """The recipe for the images of a training loader, which are repeated already."""
+    return dataclasses.replace(recipe, repeats=1, balance=0.0)
 
 
 def keep_parts(setup):
