@@ -37,11 +37,10 @@ def near_copies(pixels, rows):
     pictures without any contrast. Sketches of 64 numbers find the candidates, as random projections keep
     angles nearly (Johnson and Lindenstrauss 1984): comparing whole thumbnails would cost 16 times as much.
     """
-    small = [
-        F.adaptive_avg_pool2d(torch.from_numpy(pixels[chunk]).float().mean(1, keepdim=True), THUMBNAIL)
-        for chunk in np.array_split(rows, len(rows) // 512 + 1)
-    ]
-    thumbs = torch.cat(small).flatten(1)
+    thumbs = torch.empty(len(rows), THUMBNAIL**2)
+    for thumb, row in zip(thumbs, rows):  # one by one: as float they take four times the memory
+        grey = torch.from_numpy(pixels[row]).float().mean(0, keepdim=True)
+        thumb[:] = F.adaptive_avg_pool2d(grey, THUMBNAIL).flatten()
     thumbs -= thumbs.mean(0)
     thumbs -= thumbs.mean(1, keepdim=True)
     norm = thumbs.norm(dim=1)
@@ -54,8 +53,9 @@ def near_copies(pixels, rows):
         products = sketches[start : start + step] @ sketches[start:].T  # those from here on: each pair once
         first, second = torch.where(products > 1 - 4 * (1 - ALIKE))  # with room for chance
         first, second = first[first < second] + start, second[first < second] + start
-        alike = (thumbs[first] * thumbs[second]).sum(1) > ALIKE
-        yield from zip(rows[first[alike].numpy()].tolist(), rows[second[alike].numpy()].tolist())
+        for first, second in zip(first.split(1024), second.split(1024)):
+            alike = (thumbs[first] * thumbs[second]).sum(1) > ALIKE
+            yield from zip(rows[first[alike].numpy()].tolist(), rows[second[alike].numpy()].tolist())
 
 
 def _by_key(rows, key_of):

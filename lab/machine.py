@@ -95,6 +95,12 @@ def keep_freed_memory():
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def give_back_memory():
+    """Have the C library give back to the system what was freed so far. No effect where it is not glibc."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def memory_size(unknown=8 << 30):
     """Bytes of main memory on this machine, or of the container where less; `unknown` where neither tells."""
     sizes = []

@@ -20,7 +20,14 @@ from lab.console import clock
 from lab.errors import InputError
 from lab.files import write_whole
 from lab.layout import check_name
-from lab.machine import check_memory, choose_device, choose_precision, describe_machine, processes
+from lab.machine import (
+    check_memory,
+    choose_device,
+    choose_precision,
+    describe_machine,
+    give_back_memory,
+    processes,
+)
 from lab.record import EpochRow, ModelFacts, NamedRecipe, TrainingFacts
 from lab.training import epochs, prepare, score, try_steps
 
@@ -114,6 +121,7 @@ def read(options, staging, start, screen):
         start.recipe = NamedRecipe(start.recipe.name, *images.fit)
         start.free = []  # a run that is resumed has the recipe that it began with
         show_fit(start.recipe, screen)
+    give_back_memory()
     return images
 
 
@@ -268,6 +276,7 @@ def train(setup, checkpoint, run, screen, tensorboard=False):
     screen.say(f"{recipe.epochs} epochs in {seconds:.0f} s")
     if logits is None:  # the run was stopped after its last epoch
         logits = score(setup, recipe)
+    give_back_memory()
     images = len(setup.train_loader.dataset) * recipe.epochs
     rate = images / sum(row.train_seconds for row in checkpoint.history)
     return TrainingFacts(seconds, rate, checkpoint.history), logits

@@ -13,6 +13,7 @@ from lab import intake
 from lab.bundle import KINDS, bundle_names
 from lab.files import write_csv, write_whole
 from lab.limits import LIMITS
+from lab.machine import give_back_memory
 from verify.check import EDITED, FAILED, HOLDS, Verdict, Work, check, check_apart
 from verify.handed_in import Files, find_bundles, printable
 
@@ -149,6 +150,7 @@ def verify_all(path, source, screen, *, limits=LIMITS, labels=None, jobs=1, diff
 
 def verify_own(folder, record, screen):
     """Check the bundle of a Record that a run has just put in `folder`, say so -> whether it holds."""
+    give_back_memory()
     student_id = record.student.id
     paths = {kind: folder / name for kind, name in zip(KINDS, bundle_names(student_id))}
     with tempfile.TemporaryDirectory() as scratch:
