@@ -156,7 +156,7 @@ def predicted(count):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         command = [sys.executable, ROOT / "run.py", "--student-id", "bench", "--quiet"]
-        made = [*command, "--data", "demo", "--set", "epochs=1", "--no-verify"]
+        made = [*command, "--data", "demo", "--set", "epochs=1", "--set", "repeats=1", "--no-verify"]
         subprocess.run(made, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         images = [p for p in (folder / "outputs/bench/run/dataset_split").rglob("*.*") if p.suffix != ".json"]
         (folder / "new").mkdir()

@@ -53,9 +53,9 @@ def near_copies(pixels, rows):
         products = sketches[start : start + step] @ sketches[start:].T  # those from here on: each pair once
         first, second = torch.where(products > 1 - 4 * (1 - ALIKE))  # with room for chance
         first, second = first[first < second] + start, second[first < second] + start
-        for first, second in zip(first.split(1024), second.split(1024)):
-            alike = (thumbs[first] * thumbs[second]).sum(1) > ALIKE
-            yield from zip(rows[first[alike].numpy()].tolist(), rows[second[alike].numpy()].tolist())
+        for i, j in zip(first.split(1024), second.split(1024)):
+            alike = (thumbs[i] * thumbs[j]).sum(1) > ALIKE
+            yield from zip(rows[i[alike].numpy()].tolist(), rows[j[alike].numpy()].tolist())
 
 
 def _by_key(rows, key_of):

@@ -23,9 +23,11 @@ from functools import partial
 from typing import ClassVar
 
 from lab.errors import InputError
+from lab.files import write_whole
 from lab.findings import Comparison, ComparisonRow
+from lab.record import as_json
 from study import figures
-from study.results import Results, Run, Value, run_study, without_seed
+from study.results import Results, Run, Value, read_results, run_study, without_seed
 
 NETWORKS = ("vit", "cnn", "resnet18")  # in the order of tables; study.cnn.MAKERS makes them
 SIZES = ("train_images", "parameters", "mult_adds")  # the same for all seeds
@@ -241,7 +243,7 @@ def compare(where, recipe, seeds, shares, networks, output, say=print, *, equals
     tuned: {network: {hyperparameter: value}} in place of the recipe's, as `tune` finds them.
     """
     recipes = [dataclasses.replace(recipe, seed=seed) for seed in seeds]
-    about, tuned = where.about(recipe, vit="vit" in networks), tuned or {}
+    about, tuned = where.about(recipe, vit="vit" in networks), _joined(tuned or {}, output)
     about = ComparisonResults(**about, recipe=without_seed(recipe), tuned=tuned)
     work = {
         f"{name} | {share:g} % | equal {equal} | seed {recipe.seed}": partial(
@@ -256,6 +258,19 @@ def compare(where, recipe, seeds, shares, networks, output, say=print, *, equals
     found = summary(run_study(work, output, about, say))
     say("\n".join(["", *table_of(found)]))
     return dataclasses.replace(found, fresh=True, file=output.name)
+
+
+def _joined(tuned, output):
+    """`tuned` with what the file `output` says of other networks. The file is told of new ones,
+    unless it has rows of theirs."""
+    if not output.exists():
+        return tuned
+    there = read_results(output, ComparisonResults)
+    new = tuned.keys() - there.tuned.keys()
+    if not new & {row.model for row in there.rows.values()}:
+        added = there.tuned | {name: tuned[name] for name in new}
+        write_whole(output, as_json(dataclasses.replace(there, tuned=added)))
+    return there.tuned | tuned
 
 
 def summary(results):

@@ -13,6 +13,7 @@ from conftest import NEU_SIZES, ROOT, TINY, make_folder, zip_folder
 import data
 import train
 from lab import machine
+from lab.errors import InputError
 from lab.findings import StudyData
 from lab.recipe import load_recipe, parse_setting
 from lab.record import Machine, as_json
@@ -259,6 +260,23 @@ def test_each_network_is_tuned_alike_and_trained_with_its_own_values(tmp_path, c
         "cnn | 50 % | equal time | seed 0",
     }
     assert "cnn     50 %   time" in capsys.readouterr().out
+
+
+def test_a_network_may_be_tuned_and_added_later(tmp_path):
+    path, ours, theirs = tmp_path / "c.json", {"mixup": 0.4}, {"mixup": 0.2}
+    there = dataclasses.replace(results_of(rows_of("vit", {0: 0.9}, seconds=40)), tuned={"vit": ours})
+    path.write_text(as_json(there))
+    both = {"vit": ours, "cnn": theirs}
+    for asked, kept in ((both, both), ({"cnn": theirs}, both)):
+        about = dataclasses.replace(there, tuned=compare._joined(asked, path), rows={})
+        assert results.open_results(path, about).tuned == kept
+    about = dataclasses.replace(there, tuned=compare._joined({"cnn": ours}, path), rows={})
+    with pytest.raises(InputError, match="another recipe"):  # its rows would have two kinds of values
+        results.open_results(path, about)
+    path.write_text(as_json(dataclasses.replace(there, tuned={})))  # not tuned when it was run
+    about = dataclasses.replace(there, tuned=compare._joined({"vit": ours}, path), rows={})
+    with pytest.raises(InputError, match="another recipe"):
+        results.open_results(path, about)
 
 
 def test_the_time_of_the_vit_is_met_by_the_number_of_epochs(monkeypatch):
