@@ -354,10 +354,8 @@ def read_record(path):
 
 
 def write_tables(folder, record):
-    """history.csv, predictions.csv and confusion_matrix.csv beside the record, from the record."""
+    """predictions.csv and confusion_matrix.csv beside the record, from the record."""
     classes, results = record.data.classes, record.results
-    history = [msgspec.to_builtins(row) for row in record.training.history]
-    write_csv(folder / "history.csv", list(history[0]), [list(row.values()) for row in history])
     write_csv(
         folder / "predictions.csv",
         ["file", "true", "predicted", *(f"confidence {name}" for name in classes)],
