@@ -26,10 +26,11 @@ def train_and_report(options, screen):
         import report
         from lab import stages
         from lab.record import Record, Student
+        from study.findings import new_start
 
         report.check_report(options.answers, options.latex, options.notebook)
         device, machine = stages.check_machine(options, screen)
-    start = None if options.resume else stages.new_start(options, machine.precision, screen)
+    start = None if options.resume else new_start(options, machine.precision, screen)
     with staged(options.folder, options.student_id, options.resume) as staging:
         checkpoint = stages.begin(options, staging, start, device, screen)
         start, earlier = checkpoint.start, checkpoint.seconds

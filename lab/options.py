@@ -23,7 +23,7 @@ examples:
   python run.py --student-id 0812345 --predict new_pictures what does the model say of these?
   python run.py --verify outputs/0812345                    does the bundle hold what its PDF states?
 
-other commands: python -m study --help (recipes: search, compare), python -m verify --help (many bundles)
+other commands: python -m study --help (search, trials, diary, compare), python -m verify --help (bundles)
 
 hyperparameters for --set (defaults of the recipe `default`, which fits channels, standardize, flip,
 transpose, crop, mixup, epochs and repeats to the images unless they are set):
@@ -129,7 +129,7 @@ def add_choices(group):
     group.add_argument(
         "--group",
         metavar="REGEX",
-        help="keep images together whose paths fit alike: one coil, one part, one patient",
+        help="images whose paths give the same match stay on one side: one coil, one patient",
     )
 
 
@@ -181,7 +181,9 @@ def _add_training(parser):
     )
     group.add_argument("--resume", action="store_true", help="go on with this id's interrupted run")
     group.add_argument("--study", action="store_true", help="first search for a better recipe, train that")
-    group.add_argument("--budget", metavar="HOW MUCH", help="of --study: 90s, 10m (default), 2h, or trials")
+    group.add_argument(
+        "--budget", metavar="HOW MUCH", help="of --study: 90s, 10m (default), 2h, or a number of trials"
+    )
 
 
 def _add_outputs(parser):
@@ -218,7 +220,7 @@ def _add_outputs(parser):
             metavar="JSON",
             nargs="?",
             const=FRESH,
-            help=f"{what}: results of python -m study, or none to make them now, in hours on a CPU",
+            help=f"{what}: results of python -m study, or none to make them now (slow on a CPU)",
         )
 
 

@@ -15,7 +15,7 @@ import torch
 import torchinfo
 
 from lab import inspection, intake, scores
-from lab.checkpoint import Checkpoint, Start
+from lab.checkpoint import Checkpoint
 from lab.console import clock
 from lab.errors import InputError
 from lab.files import write_whole
@@ -49,32 +49,6 @@ def check_machine(options, screen):
         f"{f', {machine.processes} processes train together' * (machine.processes > 1)}"
     )
     return device, machine
-
-
-def new_start(options, precision, screen):
-    """The Start of a new run: its recipe, the best one found if a search is asked for, and its studies."""
-    from study import findings
-
-    with screen.stage("Studies") if options.makes_studies else contextlib.nullcontext():
-        recipe, found = findings.make_studies(
-            options.folder.with_name(f"{options.student_id}-studies"),
-            options.data or intake.default_source() or "demo",
-            options.recipe,
-            options.settings,
-            budget=(options.budget or "10m") if options.study else None,
-            diary=options.diary,
-            comparison=options.compare,
-            device=options.device,
-            precision=options.precision,
-            limits=options.limits,
-            choices=options.choices,
-            free=options.free,
-            say=screen.say,
-        )
-    searched = found.search is not None
-    name = "search" if searched and found.search.best.changed else options.recipe_name
-    free = () if searched else options.free  # what was found stands
-    return Start(NamedRecipe(name, recipe), found, precision, options.name, options.choices, sorted(free))
 
 
 def begin(options, staging, start, device, screen):

@@ -256,7 +256,7 @@ LOOKUPS = {name: attrgetter(path) for name, path in PARTS.items()} | {
     "inner_dim": lambda r: r.recipe.values.heads * r.recipe.values.dim_head,
     "views": lambda r: _views(r.recipe.values),
     "harder": lambda r: _harder(r.recipe.values),
-    "standard_recipe": lambda r: r.recipe.name in ("default", "best"),
+    "standard_recipe": lambda r: r.recipe.name == "default",
     "distance_trend": _distance_trend,
     "looks_nearer": _looks_nearer,
     "confusions": _confusions,

@@ -5,6 +5,7 @@ holds of NEU-CLS, and of X-SDD to tell what carries over, as recorded: with its 
 result of the run.
 """
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from lab.files import take_lock
 from lab.findings import Findings
 from lab.limits import LIMITS
 from lab.options import FRESH
+from lab.record import NamedRecipe
 from study import compare
 from study import diary as diaries
 from study.results import read_results
@@ -40,6 +42,34 @@ def load_findings(diary_path=None, comparison_path=None):
         comparison=load(compare, compare.ComparisonResults, comparison_path, "neu-cls-compare.json"),
         elsewhere=load(compare, compare.ComparisonResults, None, "x-sdd-compare.json"),
     )
+
+
+def new_start(options, precision, screen):
+    """The lab.checkpoint.Start of a new run: its recipe, the best one found if a search is asked for, and the
+    studies that its report shows."""
+    from lab.checkpoint import Start  # imports PyTorch
+    from lab.intake import default_source
+
+    with screen.stage("Studies") if options.makes_studies else contextlib.nullcontext():
+        recipe, found = make_studies(
+            options.folder.with_name(f"{options.student_id}-studies"),
+            options.data or default_source() or "demo",
+            options.recipe,
+            options.settings,
+            budget=(options.budget or "10m") if options.study else None,
+            diary=options.diary,
+            comparison=options.compare,
+            device=options.device,
+            precision=options.precision,
+            limits=options.limits,
+            choices=options.choices,
+            free=options.free,
+            say=screen.say,
+        )
+    searched = found.search is not None
+    name = "search" if searched and found.search.best.changed else options.recipe_name
+    free = () if searched else options.free  # what was found stands
+    return Start(NamedRecipe(name, recipe), found, precision, options.name, options.choices, sorted(free))
 
 
 def make_studies(

@@ -163,6 +163,26 @@ def test_the_report_imports_nothing_that_computes():
     assert run_program("-c", code, cwd=ROOT).returncode == 0
 
 
+def test_who_imports_whom_is_as_docs_structure_says():
+    """Lazy imports too: study may import lab, lab none of what uses it, and inside lab none climbs."""
+    _, layers = re.findall(r"```\n(.*?)```", (ROOT / "docs" / "structure.md").read_text(), re.DOTALL)
+    level = {name: number for number, line in enumerate(layers.splitlines()) for name in line.split()}
+    assert set(level) == {path.stem for path in (ROOT / "lab").glob("[!_]*.py")}
+    above = {"lab": {"study", "verify", "report"}, "study": {"verify", "report"}}
+    above |= {"report": {"study", "verify", "train", "data", "vit"}, "verify": {"study"}}
+    for folder, forbidden in above.items():
+        for path in (ROOT / folder).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                names = [alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)]
+                if isinstance(node, ast.ImportFrom):
+                    names = [f"{node.module}.{name}" for name in names]
+                for package, _, rest in (name.partition(".") for name in names):
+                    assert package not in forbidden | {"run"}, f"{path} imports {package}"
+                    if folder == package == "lab" and path.stem in level:
+                        below = level[rest.split(".")[0]]
+                        assert below < level[path.stem], f"{path} imports {rest}"
+
+
 def test_a_long_training_is_announced_before_it_starts(bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stages, "LONG", 0)
     args = ["--student-id", "s3", "--data", bundle.home / "dataset.zip", *TINY_ARGS, "--set", "epochs=1"]
