@@ -31,7 +31,8 @@ def train_and_report(options, screen):
         report.check_report(options.answers, options.latex, options.notebook)
         device, machine = stages.check_machine(options, screen)
     start = None if options.resume else new_start(options, machine.precision, screen)
-    with staged(options.folder, options.student_id, options.resume) as staging:
+    with staged(options.folder, options.student_id, options.resume, options.again) as staging:
+        check_output(options.folder, options.student_id, options.force)  # another run may have ended since
         checkpoint = stages.begin(options, staging, start, device, screen)
         start, earlier = checkpoint.start, checkpoint.seconds
         with screen.stage("Data"):

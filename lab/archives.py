@@ -14,6 +14,7 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
+from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -244,6 +245,10 @@ def _unpack(path, folder, limits):
             parts = [p for p in parts if p not in ("", ".", "..") and not re.fullmatch(r"[A-Za-z]:", p)]
             if parts:
                 target = folder.joinpath(*parts)
+                # What systems add, and a text that is in all parts, may be there.
+                same = not is_image_name(name) and target.exists() and target.stat().st_size == size
+                if target.exists() and not same and not parts[-1].startswith("."):
+                    raise InputError(f"{path} holds {name!r}, as another archive: rename one of them")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with content() as source, open(target, "wb") as file:
                     shutil.copyfileobj(source, file)
@@ -267,15 +272,30 @@ def has_classes(folder):
     return False
 
 
-def _target_of(archive, home):
-    """The folder in `home` for one archive of several: its name without suffix and number, as the parts of a
-    large download, "set-001.zip" and "set-002.zip", hold one tree."""
-    stem = re.sub(r"(?i)(\.tar)?\.\w+$", "", archive.name)
-    return home / (re.sub(r"[-_ ]*\(?\d+\)?$", "", stem) or stem)
+def _targets(archives, home, folder):
+    """{archive: its folder in `folder`} of several below `home`: where it lies there, and its name.
+
+    The name goes without its number, as the parts of a large download, "set-001.zip" and "set-002.zip", hold
+    one tree. Those that hold images of the same name are no such parts, and keep their numbers.
+    """
+    stem_of = {archive: re.sub(r"(?i)(\.tar)?\.\w+$", "", archive.name) for archive in archives}
+    sets = defaultdict(list)
+    for archive, stem in stem_of.items():
+        name = re.sub(r"[-_ ]*\(?\d+\)?$", "", stem) or stem
+        sets[folder / archive.parent.relative_to(home) / name].append(archive)
+    targets = {}
+    for target, some in sets.items():
+        names = []
+        for archive in some if len(some) > 1 else ():
+            with _opened(archive) as (members, _):
+                names += [m.name.casefold() for m in members if is_image_name(m.name) and "/." not in m.name]
+        whole = len(set(names)) < len(names)
+        targets |= {a: target.with_name(stem_of[a]) if whole else target for a in some}
+    return targets
 
 
-def unpack(archives, folder, limits):
-    """The files of archives in the new `folder`, all or none -> notes. InputError as above.
+def unpack(archives, home, folder, limits):
+    """The files of archives below `home` in the new `folder`, all or none -> notes. InputError as above.
 
     Archives in them are unpacked too, where there are no class folders beside them.
     """
@@ -291,14 +311,15 @@ def unpack(archives, folder, limits):
         notes.extend(said)
 
     try:
-        for archive in archives:
-            add(archive, folder if len(archives) == 1 else _target_of(archive, folder))
+        targets = _targets(archives, home, folder) if len(archives) > 1 else {archives[0]: folder}
+        for archive, target in targets.items():
+            add(archive, target)
         for _ in range(3):  # a zip in a zip in a zip; deeper ones stay, and are named as left out
             inner = inner_archives(folder)
             if not inner or has_classes(folder):
                 break
-            for archive in inner:
-                add(archive, _target_of(archive, archive.parent))
+            for archive, target in _targets(inner, folder, folder).items():
+                add(archive, target)
                 notes.append(f"unpacked {archive.relative_to(folder).as_posix()}, which was inside")
                 archive.unlink()
         return notes

@@ -103,37 +103,47 @@ class Staging:
 
 
 @contextlib.contextmanager
-def staged(folder, student_id, resume=False):
+def staged(folder, student_id, resume=False, again=""):
     """A Staging beside `folder` that takes its place when the block ends well.
 
     Files in `folder` that are not the bundle's stay. After a failure the old folder is as it was, and
     after a power cut or a kill it is the old or the new one. With `resume` the Staging is that of the
-    interrupted run. InputError if there is none, if another run is at work, or if nothing can be
-    written.
+    interrupted run; without it, that is set aside, and is back where this one fails before it has something
+    to keep. `again`: the flags that resume it. InputError if there is none, if another run is at work, or if
+    nothing can be written.
     """
     partial = folder.parent / f".{student_id}-partial"
+    before = _before(partial)
     with lock_folder(folder):
         _recover(partial, folder, student_id)
         if resume and not (partial / "run" / CHECKPOINT).is_file():
             shutil.rmtree(partial, ignore_errors=True)
             raise InputError(f"there is no interrupted run of {student_id} to resume: run without --resume")
+        if not resume and (partial / "run" / CHECKPOINT).is_file():
+            partial.rename(before)
         partial.mkdir(exist_ok=True)
         if not resume:
             _empty(partial)
         staging = Staging(partial)
         try:
             yield staging
+            shutil.rmtree(before, ignore_errors=True)
             _publish(partial, folder, student_id)
         except BaseException as error:
             input_error = isinstance(error, InputError) and not staging.trained
             if staging.checkpoint.is_file() and (resume or not input_error):
                 # A finished bundle of this id is still there, and is replaced only where that is said again.
-                again = f"--student-id {student_id} --resume{' --force' * folder.exists()}"
+                again = f"{again or f'--student-id {student_id} --resume'}{' --force' * folder.exists()}"
                 done = "after its training" if staging.trained else "from the last epoch"
                 print(f"run.py: {again} goes on {done}", file=sys.stderr)
             else:
                 shutil.rmtree(partial, ignore_errors=True)
+                if before.exists():
+                    before.rename(partial)
+                    print(f"run.py: {student_id} still has an interrupted run: --resume", file=sys.stderr)
             raise
+        finally:
+            shutil.rmtree(before, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -190,12 +200,21 @@ def _publish(new, folder, student_id):
     (folder / "run" / CHECKPOINT).unlink(missing_ok=True)
 
 
+def _before(partial):
+    return partial.with_name(f"{partial.name}-before")
+
+
 def _aside(folder):
     return folder.with_name(f".{folder.name}-old")
 
 
 def _recover(partial, folder, student_id):
-    """Complete a publishing that was cut off."""
+    """Complete a publishing that was cut off, or undo a start."""
+    if (before := _before(partial)).exists():
+        if not (partial / "run" / CHECKPOINT).is_file():
+            shutil.rmtree(partial, ignore_errors=True)
+            before.rename(partial)
+        shutil.rmtree(before, ignore_errors=True)
     old = _aside(folder)
     if old.exists() and not folder.exists():  # cut off between the two renames
         old.rename(folder)

@@ -122,6 +122,7 @@ class TrainingBar:
             f"loss {row.train_loss:.3f}  test loss {row.test_loss:.3f}  test accuracy {row.test_accuracy:.2%}"
         )
         self.progress.update(self.task, description=self._name(row.epoch + 1), scores=scores)
-        if not self.screen.console.is_terminal and row.epoch % max(1, self.epochs // 10) in (0, self.epochs):
+        tenth = row.epoch % -(-self.epochs // 10) == 0 or row.epoch == self.epochs
+        if tenth and not self.screen.console.is_terminal:
             left = (self.epochs - row.epoch) * row.seconds
             self.screen.say(f"epoch {row.epoch}/{self.epochs}  {scores}  about {clock(left)} left")

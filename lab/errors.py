@@ -58,6 +58,7 @@ HINTS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there")
 HINTS |= dict.fromkeys(
     (errno.EACCES, errno.EPERM, errno.EROFS), "give access to it, or name another --output-dir"
 )
+HINTS[errno.ENAMETOOLONG] = "shorten the name of the class or file"
 
 
 def _full_place():

@@ -106,10 +106,11 @@ def _fit_invariances(split, recipe, free):
         return Fit(recipe, reasons)
     rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:PROBED]
     labels, pixels = split.labels[rows], split.pixels[split.rows[rows]]
-    if torch.bincount(labels).max() < FOLDS:
-        few = "too few images a class to measure what is lost by it"
+    groups = [split.digests[row] for row in rows]
+    if torch.bincount(labels).max() < FOLDS or len(set(groups)) < FOLDS:
+        few = "too few images a class, or groups of them, to measure what is lost by it"
         return Fit(recipe, dict.fromkeys(sorted(symmetries | {"standardize"} & free), few))
-    cut = cut_folds(labels, [split.digests[row] for row in rows], FOLDS)
+    cut = cut_folds(labels, groups, FOLDS)
     folds = [tuple(map(torch.from_numpy, sides)) for sides in cut]
     among = f"{len(labels)} held-out training images, mean of the classes"
     if "standardize" in free:

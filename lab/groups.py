@@ -31,7 +31,8 @@ def compile_group(text):
 
 
 def near_copies(pixels, rows):
-    """Pairs (i, j) of `rows` of uint8 pixels (n, c, side, side) that show the same picture, however bright.
+    """Arrays (m, 2) of pairs of `rows` of uint8 pixels (n, c, side, side) that show the same picture, however
+    bright.
 
     The mean picture is taken off first: what all share, as a camera that never moves, says nothing. So are
     pictures without any contrast. Sketches of 64 numbers find the candidates, as random projections keep
@@ -55,7 +56,7 @@ def near_copies(pixels, rows):
         first, second = first[first < second] + start, second[first < second] + start
         for i, j in zip(first.split(1024), second.split(1024)):
             alike = (thumbs[i] * thumbs[j]).sum(1) > ALIKE
-            yield from zip(rows[i[alike].numpy()].tolist(), rows[j[alike].numpy()].tolist())
+            yield rows[torch.stack([i[alike], j[alike]], 1).numpy()]
 
 
 def _by_key(rows, key_of):
@@ -64,6 +65,18 @@ def _by_key(rows, key_of):
     for i in rows:
         if (key := key_of(i)) is not None and (j := first.setdefault(key, i)) != i:
             yield j, i
+
+
+def _links(parts, n):
+    """Pairs that link the n rows as the pairs in all `parts` do. Of a large cluster that are far fewer."""
+    links = np.empty((0, 2), int)
+    for part in parts:
+        links = np.concatenate([links, part])
+        if len(links) > max(4 * n, 10_000):  # each row linked to the first of its group says the same
+            _, first, group = np.unique(_components(links, n), return_index=True, return_inverse=True)
+            links = np.stack([first[group], np.arange(n)], 1)
+            links = links[links[:, 0] != links[:, 1]]
+    return links.tolist()
 
 
 def _components(pairs, n):
@@ -102,7 +115,7 @@ def group_images(images, names, pixels, digests, pattern):
     copies, notes = list(_by_key(rows, digests.__getitem__)), []
     known = [*copies, *(pair for pairs in kinds.values() for pair in pairs)]
     groups = _components(known, n)
-    near = [(i, j) for i, j in near_copies(pixels, np.array(rows)) if groups[i] != groups[j]]
+    near = [(i, j) for i, j in _links(near_copies(pixels, np.array(rows)), n) if groups[i] != groups[j]]
     if near and _too_coarse(_components([*known, *near], n), rows, labels):
         notes.append(
             f"{len({i for pair in near for i in pair})} images are so alike that their classes could not be "

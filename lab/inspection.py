@@ -3,6 +3,8 @@
 Nothing here changes what vit.py computes: the attention weights are read by hooks while it runs.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 from PIL import Image
@@ -180,6 +182,8 @@ def inspect(model, pixels, inputs, measured, recipe):
 def _save_pictures(images, kinds, recipe, run):
     """Save the pictures of {kind: samples or predictions} to the run folder, and note their names in them."""
     side = scores.picture_side(sum(map(len, kinds.values())))
+    of_range = {"pixel_range": images.facts.pixel_range} if images.facts.pixel_range else {}
+    decode = partial(data.decode, **of_range)
     for kind, entries in kinds.items():
         (run / kind).mkdir(exist_ok=True)
         name = "train" if kind == "train_samples" else "test"
@@ -187,7 +191,7 @@ def _save_pictures(images, kinds, recipe, run):
         for number, entry in enumerate(entries, 1):
             entry.picture = f"{kind}/{number:03}.jpg"
             try:
-                save_thumbnail(folder / entry.file, run / entry.picture, recipe.channels, side)
+                save_thumbnail(folder / entry.file, run / entry.picture, recipe.channels, side, decode)
             except OSError:  # a link, and its image went away during the training: as the model saw it
                 pixels = _small(part[part.files.index(entry.file)][0])
                 Image.fromarray(pixels.squeeze()).save(run / entry.picture, quality=90)

@@ -83,13 +83,13 @@ def open_source(path, run, limits=LIMITS):
         packed = archives.inner_archives(path)
         if not packed or archives.has_classes(path):
             return Source(path, "folder", path.resolve().name)
-        notes = archives.unpack(packed, unpacked, limits)
+        notes = archives.unpack(packed, path, unpacked, limits)
         read = ", ".join(archive.name for archive in packed[:4])
         return Source(unpacked, "folder", path.resolve().name, False, (f"unpacked {read}", *notes))
     if not path.is_file():
         raise InputError(f"--data {path}: there is no such zip or folder")
     archives.check_whole(path)
-    notes = archives.unpack([path], unpacked, limits)
+    notes = archives.unpack([path], path.parent, unpacked, limits)
     drawn, is_zip = False, zipfile.is_zipfile(path)
     if is_zip:
         with zipfile.ZipFile(path) as archive:

@@ -37,7 +37,10 @@ def _read_rows(path):
         raise InputError(f"the table {path} is empty")
     mark = max(",;\t", key=lines[0].count)
     if mark in lines[0]:
-        rows = list(csv.reader(lines, delimiter=mark))
+        try:
+            rows = list(csv.reader(lines, delimiter=mark))
+        except csv.Error as error:  # an unclosed quotation mark
+            raise InputError(f"cannot read the table {path}: {error}") from None
     else:
         rows = [re.findall(r'"[^"]*"|\S+', line) for line in lines]
     return [[cell.strip().strip('"') for cell in row] for row in rows]
@@ -125,10 +128,10 @@ def _columns(rows, index, named, table):
     if named:
         label = _column(header, named[1], table)
         return rows, image, lambda row: row[label]
-    marks = [i for i in range(width) if i != image]
-    ones = [[i for i in marks if re.fullmatch(r"1(\.0*)?", row[i])] for row in rows]
-    if len(marks) > 1 and all(len(row) == 1 for row in ones):  # a column for each class, as ISIC has them
-        return rows, image, lambda row: next(header[i] for i in marks if row[i].startswith("1"))
+    # A column of 0 and 1 for each class, as ISIC has them, may stand beside others.
+    marks = [i for i in range(width) if all(re.fullmatch(r"([01](\.0*)?)?", row[i]) for row in rows)]
+    if len(marks) > 1 and all(sum(row[i][:1] == "1" for i in marks) == 1 for row in rows):
+        return rows, image, lambda row: next(header[i] for i in marks if row[i][:1] == "1")
     label = _label_column(header, image, table)
     return rows, image, lambda row: row[label]
 

@@ -163,10 +163,23 @@ def _has_few_levels(path):
         return False
 
 
+def _has_twin(path, depth, called):
+    """Whether just one picture beside a folder of masks, `depth` names deep, is called as `path` is in it.
+
+    Where several are, as classes that all number their pictures from 1, it is the mask of none of them.
+    """
+    parts = path.with_suffix("").as_posix().lower().split("/")
+    home, tail = "".join(f"{part}/" for part in parts[: depth - 1]), "/" + "/".join(parts[depth:])
+    same = [text for text in called[parts[-1]] if text.startswith(home) and f"/{text}".endswith(tail)]
+    return len(same) == 2  # itself, and the other
+
+
 def find_masks(folder, paths):
     """{path: reason} of the images that are masks or templates of others: in a folder or of a name that says
     so, or of few levels beside a picture of the same name."""
-    stems = Counter(path.stem.lower() for path in paths)
+    called = defaultdict(list)  # stem -> the paths, without their suffix
+    for path in paths:
+        called[path.stem.lower()].append(path.with_suffix("").as_posix().lower())
     suspects, by_folder, twins = {}, defaultdict(list), defaultdict(list)
     for path in paths:
         twins[path.with_suffix("")].append(path)
@@ -174,14 +187,14 @@ def find_masks(folder, paths):
         inside = [part for part in path.parts[:-1] if MASK_FOLDER.fullmatch(part)]
         if inside:
             by_folder[path.parts[: path.parts.index(inside[0]) + 1]].append(path)
-        elif named and (stems[named[1].lower()] or stems[f"{named[1]}_test".lower()]):
+        elif named and {named[1].lower(), f"{named[1]}_test".lower()} & called.keys():
             suspects[path] = f"look like masks or templates (called *_{named[2].lower()})"
     masks = dict(suspects)
     for parts, members in by_folder.items():
         # A class may be called "mask", beside "no_mask": pictures of many levels and names of their own.
         sample = members[:: max(1, len(members) // 8)]
         few = sum(_has_few_levels(folder / path) for path in sample)
-        shared = sum(stems[p.stem.lower()] > 1 or bool(MASK_NAME.fullmatch(p.stem)) for p in sample)
+        shared = sum(bool(MASK_NAME.fullmatch(p.stem)) or _has_twin(p, len(parts), called) for p in sample)
         if 2 * few >= len(sample) or 2 * shared > len(sample):
             masks |= dict.fromkeys(members, f"look like masks (in a folder {parts[-1]})")
     pairs = [sorted(pair) for pair in twins.values() if len(pair) > 1]
@@ -254,13 +267,16 @@ def _check_depth(folder, images, notes):
         )
 
 
-def _by_folders(folder, paths, files, notes):
+def _by_folders(folder, paths, files, masks, notes):
     """(class, name, path) of images by their folders or names. InputError where that gives no classes."""
     table = table_beside(folder, files, paths)
     ask = f"; the table {table.name} names them: add --labels {table}" if table else ""
     try:
         images = data.find_images(folder, [folder / path for path in paths])
     except ValueError as error:
+        for path in list(masks)[:1]:
+            glob = f"{path.parent.as_posix()}/*" if path.parent.parts else path.name
+            ask += f"; {len(masks)} files look like masks: if a class is among them, add --include '{glob}'"
         raise InputError(f"{error}{ask}") from None
     # One name written in two ways, as macOS and Windows do, is one class; its files need names of their own.
     images = [(unicodedata.normalize("NFC", label), name, path) for label, name, path in images]
@@ -359,7 +375,7 @@ def understand(folder, choices):
         table, images = read_labels(choices.labels, folder, paths, left_out, notes)
         left_out = {reason: [p for p in some if folder / p != table] for reason, some in left_out.items()}
     else:
-        images = _by_folders(folder, paths, files, notes)
+        images = _by_folders(folder, paths, files, masks, notes)
     used = {path for _, _, path in images}
     _check_classes({label for label, _, _ in images})
     if not choices.labels:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from lab.limits import Limits, limits_of
 from lab.recipe import Recipe, free_names, load_recipe, named_recipes, parse_setting
 from lab.record import Choices
 
+OUTPUTS = Path("outputs")
 FRESH = "fresh"  # in place of a study's file: make the study now
 EXAMPLES = """\
 examples:
@@ -70,6 +72,16 @@ class Options:
     def folder(self):
         """The output folder of the student's id."""
         return self.output_dir / self.student_id
+
+    @property
+    def again(self):
+        """The flags with which an interrupted run goes on to the same files; the rest it knows itself."""
+        flags = ["--student-id", self.student_id, "--resume"]
+        flags += ["--output-dir", str(self.output_dir)] if self.output_dir != OUTPUTS else []
+        flags += ["--answers", str(self.answers)] if self.answers else []
+        flags += [f"--{name}" for name in ("latex", "notebook", "zip", "tensorboard") if getattr(self, name)]
+        flags += ["--onnx", str(self.onnx)] if self.onnx else []
+        return shlex.join(flags)
 
     @property
     def stages(self):
@@ -193,7 +205,7 @@ def _add_outputs(parser):
     group.add_argument(
         "--answers", metavar="DIR", type=Path, help="your answers q06.md ... q10d.md, in place of ours"
     )
-    group.add_argument("--output-dir", metavar="DIR", type=Path, default=Path("outputs"))
+    group.add_argument("--output-dir", metavar="DIR", type=Path, default=OUTPUTS)
     group.add_argument("--force", action="store_true", help="replace a finished bundle of this id")
     group.add_argument("--latex", action="store_true", help="also the report as LaTeX, in latex/")
     group.add_argument("--notebook", action="store_true", help="also the code as a notebook, with outputs")

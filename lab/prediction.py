@@ -114,7 +114,7 @@ def find_pictures(places, scratch, limits):
         before = f"{place.name}/" if len(places) > 1 else ""
         if place.is_file() and archives.is_archive_name(place):
             place, home = scratch / str(number), place
-            archives.unpack([home], place, limits)
+            archives.unpack([home], home.parent, place, limits)
         elif place.is_file():
             found.append((place.name, place))
             continue

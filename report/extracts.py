@@ -35,18 +35,14 @@ def file_facts(data):
 
 def notes(data):
     """Sentences about what was guessed, converted or chosen, and how many are left away."""
-    said = list(data.notes)
-    if data.pixel_range:
-        low, high = data.pixel_range
-        said.append(f"Pixel values from {low:g} to {high:g} became 0 to 255.")
+    said = ["The submitted code cannot make this split by itself: it reads run/dataset_split/."]
+    said = [*said[: data.from_split], *data.notes]
     chosen = [f"--labels {data.choices.labels}"] * bool(data.choices.labels)
     chosen += [f"--include {name}" for name in data.choices.include]
     chosen += [f"--exclude {name}" for name in data.choices.exclude]
     chosen += [f"--group {data.choices.group}"] * bool(data.choices.group)
     if chosen:
         said.append(f"Chosen by the user: {', '.join(chosen)}.")
-    if data.from_split:
-        said.append("The submitted code cannot make this split by itself: it reads run/dataset_split/.")
     return [shorten(sentence, 4 * NAME) for sentence in said[:8]], max(0, len(said) - 8)
 
 

@@ -134,6 +134,11 @@ def read_arrays(record, run):
         return dict(file)
 
 
+def _log(run):
+    with _reading(run / "training.log"):
+        return (run / "training.log").read_bytes()
+
+
 def _picture(path):
     with _reading(path):
         return data_url(path.read_bytes(), "image/jpeg")
@@ -184,7 +189,7 @@ def fill_page(record, run, answers_folder, drawings):
 
     environment = templates(autoescape=True)
     environment.filters.update(answers.FILTERS)
-    log = (run / "training.log").read_text(encoding="utf-8")
+    log = _log(run).decode()
     texts = answers.answer_texts(record, answers_folder)
     pictures = {
         name: [(entry, _picture(run / entry.picture)) for entry in getattr(record.shown, name)]
@@ -241,7 +246,7 @@ def carried(record, run, answers_folder=None):
     files = {name: digest for name, digest in record.files.items() if not name.endswith(".pdf")}
     found = {
         "record.json": as_json(dataclasses.replace(record, files=files)).encode(),
-        "training.log": (run / "training.log").read_bytes(),
+        "training.log": _log(run),
     }
     texts = answers.answer_texts(record, answers_folder)
     for key, (path, text) in answers.own_answers(record, texts).items():

@@ -14,7 +14,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from lab.errors import InputError
+from lab.errors import InputError, explain
 from lab.limits import limits_of
 from lab.options import add_choices, choices_of
 from lab.recipe import free_names, load_recipe, parse_setting
@@ -159,12 +159,15 @@ def main(argv=None):
     try:
         check(args)
         {"search": search, "trials": trials, "diary": diary, "compare": compare}[args.command](args)
-    except InputError as error:
-        print(f"study {args.command}: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"study {args.command}: stopped; the same command goes on", file=sys.stderr)
         return 130
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        print(f"study {args.command}: {message}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -1,6 +1,7 @@
 """ViT against CNN: the same images for all, nothing counted twice, nothing claimed beyond the noise."""
 
 import dataclasses
+import errno
 import json
 import shutil
 from collections import Counter
@@ -260,6 +261,20 @@ def test_each_network_is_tuned_alike_and_trained_with_its_own_values(tmp_path, c
         "cnn | 50 % | equal time | seed 0",
     }
     assert "cnn     50 %   time" in capsys.readouterr().out
+
+
+def test_a_full_disk_ends_a_study_in_a_line(tmp_path, capsys, monkeypatch, in_this_process):
+    folder, recipe = make_folder(tmp_path / "images", NEU_SIZES), tmp_path / "tiny.toml"
+    recipe.write_text("\n".join(SETTINGS))
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(results, "write_whole", full)
+    args = ["compare", "--data", str(folder), "--recipe", str(recipe), "--output", str(tmp_path / "o.json")]
+    assert main([*args, "--models", "vit", "--seeds", "0"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "No space left on device" in said and "make room there" in said
 
 
 def test_a_network_may_be_tuned_and_added_later(tmp_path):

@@ -191,7 +191,7 @@ def test_where_a_file_system_has_no_links_images_are_copied(tmp_path, monkeypatc
 
 
 def unzip(path, folder, limits=LIMITS):
-    return archives.unpack([path], folder, limits)
+    return archives.unpack([path], path.parent, folder, limits)
 
 
 def test_a_zip_is_unpacked_whole_but_for_what_has_no_name(tmp_path, images):

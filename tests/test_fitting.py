@@ -115,6 +115,9 @@ def test_classes_of_one_or_two_images_are_not_probed():
     fit = fitting.fit_recipe(split_of(grain, classes=5, count=2), RECIPE, FITTED)
     assert (fit.recipe.flip, fit.recipe.standardize) == (RECIPE.flip, RECIPE.standardize)
     assert "too few images" in fit.reasons["flip"]
+    split = split_of(grain, classes=2, count=12)
+    split.digests = [f"coil {label}" for label in split.labels.tolist()]  # as --group has them
+    assert "too few images" in fitting.fit_recipe(split, RECIPE, FITTED).reasons["flip"]
 
 
 def test_a_run_fits_its_recipe_and_says_so(tmp_path, capsys):

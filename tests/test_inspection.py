@@ -174,6 +174,26 @@ def test_a_two_patch_colour_model_can_be_inspected():
     assert arrays["even_distance"] == 0
 
 
+def test_pictures_of_more_than_8_bits_are_shown_in_the_scale_that_the_model_sees(tmp_path):
+    for i in range(18):  # 12 bits in 16, as cameras write them
+        values = np.full((12, 12), 500 + 100 * i, np.uint16)
+        values[:, 6:] = 4000
+        path = tmp_path / "images" / "abc"[i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
+    recipe, run = Recipe(image_size=12, patch_size=4), tmp_path / "run"
+    run.mkdir()
+    source = intake.Source(tmp_path / "images", "folder", "images")
+    loaded = intake.read_images(source, recipe, run / "dataset_split")
+    test = loaded.test
+    logits = np.eye(3, dtype=np.float32)[test.labels]
+    predictions = scores.score(logits, test.labels.numpy(), test.classes, test.files).predictions
+    shown = inspection.look_into(small_vit(), loaded, predictions, recipe, run)
+    for entry in shown.examples:
+        with Image.open(run / entry.picture) as picture:
+            assert np.asarray(picture).max() > 240
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_that_went_away_during_the_training_is_shown_as_the_model_saw_it(tmp_path, images, channels):
     recipe = Recipe(image_size=12, patch_size=4, channels=channels)

@@ -10,11 +10,11 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, call, striped, zip_folder
+from conftest import ROOT, call, refused, striped, zip_folder
 from PIL import Image
 
 import data
-from lab import archives, intake, layout
+from lab import archives, groups, intake, layout
 from lab.errors import InputError
 from lab.limits import LIMITS
 from lab.recipe import Recipe
@@ -197,6 +197,27 @@ def test_classes_may_be_called_mask_and_no_mask(tmp_path):
     assert counts(facts) == {"mask": 4, "no_mask": 4}
 
 
+def test_a_class_called_label_is_one_also_where_all_number_their_pictures(tmp_path):
+    for place, name in enumerate(["cap", "bottle", "label"]):
+        for i in range(4):
+            draw(tmp_path / "d" / name / f"{i:03}.png", 100 * place + i)
+    assert counts(check(tmp_path / "d")) == {"bottle": 4, "cap": 4, "label": 4}
+    # Beside one class alone they may be its masks; the refusal names the way out.
+    (tmp_path / "d" / "cap").rename(tmp_path / "cap")
+    with pytest.raises(InputError, match=r"4 files look like masks: .* add --include 'label/\*'"):
+        check(tmp_path / "d")
+    assert counts(check(tmp_path / "d", include=("label/*",))) == {"bottle": 4, "label": 4}
+
+
+def test_masks_of_many_levels_are_known_by_the_one_picture_of_their_name(tmp_path):
+    for name in ("a", "b"):
+        for i in range(4):
+            draw(tmp_path / "d" / "images" / name / f"{i}.png", i + 10 * (name == "b"))
+            draw(tmp_path / "d" / "masks" / name / f"{i}.png", 500 + i + 10 * (name == "b"))
+    facts = check(tmp_path / "d")
+    assert counts(facts) == {"a": 4, "b": 4} and left(facts) == {"look like masks (in a folder masks)": 8}
+
+
 def test_every_other_file_is_counted_by_reason(tmp_path):
     folder = fill(tmp_path / "d", ["a", "b"], 21)
     (folder / "notes.txt").write_text("x")
@@ -262,6 +283,7 @@ TABLES = [  # name, lines, what is named after the file
     ("t.tsv", ["name\tkind\tgrade", *[f"d/{i}\t{'ab'[i % 2]}\t7" for i in range(8)]], ":name,kind"),
     ("t.txt", [f"d/{i}.png  {'ab'[i % 2]}" for i in range(8)], ""),
     ("t.csv", ["image,a,b", *[f"{i},{1 - i % 2}.0,{i % 2}.0" for i in range(8)]], ""),
+    ("t.csv", ["image,age,a,b", *[f"{i},{10 + i},{1 - i % 2},{i % 2}" for i in range(8)]], ""),
     ("t.csv", [f"{i}.png,{'ab'[i % 2]},more" for i in range(8)], ":1,2"),
     ("t.csv", ["path,label", *[f"/home/x/data/{i}.png,{'ab'[i % 2]}" for i in range(8)]], ""),
 ]
@@ -303,6 +325,8 @@ def test_a_table_beside_flat_images_is_named_where_none_was_asked_for(tmp_path):
     folder = fill(tmp_path / "e", ["a", "b"])
     (folder / "meta.csv").write_text("\n".join(["id,day", *[f"{n}_{i},1" for n in "ab" for i in range(4)]]))
     assert any("meta.csv names images too; the folders are used" in note for note in check(folder).notes)
+    (folder / "meta.csv").write_text('a,"b\n' + "unclosed\n" * 30_000)  # no table that could be read
+    assert counts(check(folder)) == {"a": 4, "b": 4}
 
 
 @pytest.mark.parametrize(
@@ -407,6 +431,25 @@ def test_the_zips_of_one_set_are_read_together(tmp_path):
     assert counts(check(home)) == {"a": 4, "b": 4}
     with pytest.raises(InputError, match="is one of 2 zips of one set"):
         check(home / "set-001.zip")
+
+
+def test_zips_that_share_file_names_are_kept_apart(tmp_path):
+    for part, first in (("train", 0), ("test", 300)):  # each in a folder of its own
+        zip_folder(fill(tmp_path / f"{part}-d", ["a", "b"], first=first), tmp_path / f"{part}.zip")
+        (tmp_path / "d" / part).mkdir(parents=True)
+        (tmp_path / f"{part}.zip").rename(tmp_path / "d" / part / "images.zip")
+    assert counts(check(tmp_path / "d")) == {"a": 8, "b": 8}
+    (tmp_path / "e").mkdir()
+    for number in (1, 2, 3):  # no parts of one set
+        for i in range(4):
+            draw(tmp_path / f"type{number}" / f"{i:03}.png", 100 * number + i)
+        zip_folder(tmp_path / f"type{number}", tmp_path / "e" / f"type{number}.zip")
+    assert counts(check(tmp_path / "e")) == {"type1": 4, "type2": 4, "type3": 4}
+    with tarfile.open(tmp_path / "e" / "type1.tar", "w") as archive:
+        archive.add(tmp_path / "type1", ".")
+    (tmp_path / "run of e").rename(tmp_path / "before")
+    with pytest.raises(InputError, match="as another archive: rename one"):
+        check(tmp_path / "e")
 
 
 REFUSED = [
@@ -598,6 +641,24 @@ def test_versions_and_near_copies_stay_on_one_side(tmp_path):
     assert images.facts.from_split
 
 
+def test_a_large_cluster_of_near_copies_takes_few_links():
+    """As frames of a film: each pair of 300 would be 44,850, and ten times as many a hundred times that."""
+    rng, first = np.random.default_rng(0), rng_picture()
+    pixels = np.stack([first] * 300 + [rng_picture(i + 1) for i in range(100)])
+    pixels[:300] += rng.integers(0, 3, pixels[:300].shape, np.uint8)
+    found = list(groups.near_copies(pixels, np.arange(400)))
+    assert sum(map(len, found)) == 300 * 299 // 2
+    assert {tuple(pair) for part in found for pair in part[:, :1].tolist()} <= {(i,) for i in range(300)}
+    links = groups._links(found, 400)
+    assert len(links) < 10_000 + 1024
+    assert len(set(groups._components(links, 400)[:300])) == 1
+    assert len(set(groups._components(links, 400))) == 101
+
+
+def rng_picture(seed=0):
+    return np.random.default_rng(seed).integers(0, 250, (1, 40, 40), np.uint8)
+
+
 def test_group_keeps_together_what_the_user_says(tmp_path):
     folder = tmp_path / "d"
     for i in range(40):
@@ -644,7 +705,13 @@ def test_a_set_that_groups_would_not_let_split_says_so(tmp_path):
     assert any("are so alike that their classes could not be split" in note for note in facts.notes)
 
 
-def test_names_too_long_are_named_with_a_remedy(tmp_path):
+def test_names_too_long_are_named_with_a_remedy(tmp_path, capsys):
+    for i in range(8):
+        draw(tmp_path / "t" / f"{i}.png", i)
+    label = "\N{CJK UNIFIED IDEOGRAPH-88C2}" * 90  # 270 bytes
+    (tmp_path / "t.csv").write_text("\n".join(f"{i}.png,{label if i % 2 else 'b'}" for i in range(8)))
+    said = refused(capsys, "--check", "--data", tmp_path / "t", "--labels", tmp_path / "t.csv")
+    assert "File name too long" in said and "shorten the name of the class" in said
     zip_as(tmp_path / "d.zip", [f"a/{'x' * 300}.png"], "utf-8")
     with pytest.raises(InputError, match=r"File name too long.*shorten or rename"):
         check(tmp_path / "d.zip")

@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,12 +18,13 @@ from conftest import NEU_SIZES, ROOT, TINY_ARGS, TINY_SETTINGS, call, make_folde
 from test_run import names_in
 
 import train
-from lab import bundle, checkpoint, console, intake, training
+from lab import bundle, checkpoint, console, intake, options, training
 from lab.errors import InputError
 from lab.files import write_whole
 from lab.findings import Findings
 from lab.recipe import load_recipe, parse_setting
 from lab.record import EpochRow, NamedRecipe
+from study import findings
 
 # Dropout, mixup, warm-up and Muon: all that has a state of its own.
 SETTINGS = [*TINY_SETTINGS, "--set", "dropout=0.1", "--set", "mixup=0.4", "--set", "epochs=8"]
@@ -124,7 +126,7 @@ def test_a_killed_run_goes_on_and_ends_like_an_uncut_one(folder, tmp_path):
         assert not (outputs / "9").exists()
         if kind != signal.SIGKILL:
             assert process.returncode == 130
-            assert "--student-id 9 --resume goes on" in said
+            assert f"--student-id 9 --resume --output-dir {outputs} goes on" in said
         call = command(folder, outputs, "--resume")
     print(f"killed {kills} times")
     assert kills
@@ -194,7 +196,60 @@ def test_whenever_publishing_is_cut_the_old_or_the_new_bundle_is_whole(tmp_path,
         raise InputError("no")
     assert texts_in(folder) in ({"old"}, {"new"})
     assert (folder / "notes.txt").read_text() == "the student's own"
-    assert names_in(tmp_path) == ["9"]
+    # What was trained and is not published yet is kept for --resume.
+    assert names_in(tmp_path) in (["9"], [".9-partial", "9"])
+    assert (tmp_path / ".9-partial").exists() is (tmp_path / ".9-partial/run" / bundle.CHECKPOINT).is_file()
+
+
+def test_an_interrupted_run_outlives_a_new_one_that_fails_at_once(tmp_path, capsys):
+    def interrupted(state, error=KeyboardInterrupt):
+        with pytest.raises(error), bundle.staged(tmp_path / "9", "9") as staging:
+            if state:
+                staging.checkpoint.write_text(state)
+            raise error("no")
+
+    kept = tmp_path / ".9-partial" / "run" / bundle.CHECKPOINT
+    interrupted("first")
+    interrupted("", InputError)  # as where --data is mistyped
+    assert kept.read_text() == "first" and names_in(tmp_path) == [".9-partial"]
+    assert "9 still has an interrupted run" in capsys.readouterr().err
+    (tmp_path / ".9-partial").rename(tmp_path / ".9-partial-before")  # the new one was killed
+    (tmp_path / ".9-partial").mkdir()
+    interrupted("", InputError)
+    assert kept.read_text() == "first" and names_in(tmp_path) == [".9-partial"]
+    interrupted("second")
+    assert kept.read_text() == "second" and names_in(tmp_path) == [".9-partial"]
+
+
+def test_a_bundle_that_another_run_has_finished_meanwhile_is_not_replaced(
+    folder, tmp_path, capsys, monkeypatch
+):
+    begin = findings.new_start
+
+    def late(*args):  # the studies before a training take long
+        finished(tmp_path / "9", "theirs")
+        return begin(*args)
+
+    monkeypatch.setattr(findings, "new_start", late)
+    args = ["--student-id", "9", "--data", folder, "--output-dir", tmp_path, *TINY_ARGS, "--quiet"]
+    assert "already holds" in refused(capsys, *args)
+    assert texts_in(tmp_path / "9") == {"theirs"}
+
+
+def test_the_hint_of_an_interrupted_run_names_what_it_needs_again():
+    args = [
+        "--student-id",
+        "9",
+        "--output-dir",
+        "my out",
+        "--answers",
+        str(ROOT / "templates/answers"),
+        "--zip",
+    ]
+    again = options.parse_options([*args, "--set", "epochs=3"]).again
+    assert again == f"--student-id 9 --resume --output-dir 'my out' --answers {ROOT}/templates/answers --zip"
+    assert options.parse_options(shlex.split(again)).answers == ROOT / "templates/answers"
+    assert options.parse_options(["--student-id", "9"]).again == "--student-id 9 --resume"
 
 
 @pytest.mark.parametrize("swap", [True, False])
@@ -259,7 +314,8 @@ def test_a_fault_in_the_report_costs_no_training_and_publishes_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "write_report", fail)
         assert call(*args, "--data", folder, *TINY_ARGS[:-1]) == (130 if error is KeyboardInterrupt else 2)
-    assert "run.py: --student-id 9 --resume goes on after its training" in capsys.readouterr().err
+    again = f"run.py: --student-id 9 --resume --output-dir {tmp_path} goes on after its training"
+    assert again in capsys.readouterr().err
     assert not (tmp_path / "9").exists()
     monkeypatch.setattr(train, "train_epoch", fail)  # nothing is trained again
     assert call(*args, "--resume") == 0
@@ -369,7 +425,7 @@ def test_what_becomes_full_is_said_and_costs_no_finished_epoch(
     fill(monkeypatch)
     assert call(*args, "--data", folder, *TINY_ARGS) == 2
     resume, said = capsys.readouterr().err.splitlines()
-    assert resume == "run.py: --student-id 9 --resume goes on from the last epoch"
+    assert resume == f"run.py: --student-id 9 --resume --output-dir {tmp_path} goes on from the last epoch"
     assert said.startswith(f"run.py: {message}")
     monkeypatch.undo()
     assert call(*args, "--resume", "--no-verify") == 0

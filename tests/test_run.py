@@ -17,7 +17,8 @@ import run
 import train
 from lab import options, stages, synthetic
 from lab.checkpoint import Checkpoint
-from lab.record import as_json, read_record
+from lab.console import Screen
+from lab.record import EpochRow, as_json, read_record
 from vit import ViT
 
 RUN = ROOT / "run.py"
@@ -156,6 +157,9 @@ def test_report_only_draws_the_pdf_again_without_training(bundle, copy, capsys):
     for other in ({"recipe": {"name": "old", "values": {"epochs": 3}}}, {"schema": 99}):
         (copy.run / "record.json").write_text(json.dumps(content | other))
         assert "another version" in refused(capsys, *copy.args, "--report-only")
+    (copy.run / "record.json").write_text(json.dumps(content))
+    (copy.run / "training.log").unlink()
+    assert "training.log" in refused(capsys, *copy.args, "--report-only")
 
 
 def test_the_report_imports_nothing_that_computes():
@@ -181,6 +185,15 @@ def test_who_imports_whom_is_as_docs_structure_says():
                     if folder == package == "lab" and path.stem in level:
                         below = level[rest.split(".")[0]]
                         assert below < level[path.stem], f"{path} imports {rest}"
+
+
+@pytest.mark.parametrize(("epochs", "lines"), [(6, 6), (16, 8), (25, 9), (100, 10)])
+def test_where_nothing_is_redrawn_about_ten_epochs_are_told_the_last_among_them(epochs, lines, capsys):
+    with Screen(False, 0).training(epochs, 1) as bar:
+        for epoch in range(1, epochs + 1):
+            bar.show(EpochRow(epoch, 0.1, 0.1, 0.5, 0.5, 0.5, 0.5, 1.0, 1.0))
+    said = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert len(said) == lines and said[-1] == f"{epochs}/{epochs}"
 
 
 def test_a_long_training_is_announced_before_it_starts(bundle, tmp_path, monkeypatch, capsys):
