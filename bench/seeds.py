@@ -23,7 +23,7 @@ from lab.errors import InputError
 from lab.recipe import free_names, load_recipe
 from study.results import Results, open_results, run_all
 from study.runs import Where, cached_images, fit, train_and_score
-from study.trials import TrialRun
+from study.trials import TrialRun, check_recipes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,8 @@ def main(argv=None):
                 recipe = dataclasses.replace(fitted, seed=seed)
                 work[f"split {split} | seed {seed}"] = partial(one_run, where, recipe)
         what = f"test accuracy of the recipe {args.recipe}"
-        about = SeedResults(what=what, machine=where.machine(), jobs=args.jobs)
+        about = SeedResults(what=what, **where.about(recipe))
+        check_recipes(args.output, SeedResults, work)
         for key, row, so_far in run_all(work, args.output, open_results(args.output, about)):
             rows[key] = row
             print(f"{so_far}  {key}: {row.failed or 1 - row.errors / row.images}", flush=True)

@@ -149,6 +149,16 @@ def advice(recipe):
     return f"try {rates}, a longer warm-up, or --precision fp32"
 
 
+def record_passes(setup, recipe):
+    """Record the passes of a training step where that can be done: on a GPU, where a whole batch fits in the
+    memory of one process."""
+    alone = not setup.shared and not setup.micro_batch
+    # A norm over the batch has buffers, which the recording would change.
+    if setup.device.type == "cuda" and alone and not any(True for _ in setup.model.buffers()):
+        shape = (recipe.batch_size, *setup.train_loader.dataset.pixels.shape[1:])
+        capture(setup.model, shape, DTYPES[setup.precision])
+
+
 def epochs(setup, recipe, *, first=1, log=None, tick=None):
     """Train and yield a train.Epoch after each, from epoch number `first` on.
 
@@ -157,11 +167,7 @@ def epochs(setup, recipe, *, first=1, log=None, tick=None):
     """
     loader = Ticking(setup.train_loader, tick) if tick else setup.train_loader
     noticed = setup.shared.noticed if setup.shared else contextlib.nullcontext
-    alone = not setup.shared and not setup.micro_batch
-    # A norm over the batch has buffers, which the recording would change.
-    if setup.device.type == "cuda" and alone and not any(True for _ in setup.model.buffers()):
-        shape = (recipe.batch_size, *setup.train_loader.dataset.pixels.shape[1:])
-        capture(setup.model, shape, DTYPES[setup.precision])
+    record_passes(setup, recipe)
     steps = train.fit(
         setup.shared or setup.model, setup.optimizers, setup.schedulers, loader, setup.test_loader, recipe,
         [], [], scaler=setup.scaler, precision=DTYPES[setup.precision], first_epoch=first,

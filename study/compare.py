@@ -136,6 +136,7 @@ def seconds_a_step(setup, recipe, times=4):
     """The seconds of a training step of a Setup, the fastest of a few, which train it."""
     from lab import training
 
+    training.record_passes(setup, recipe)  # as the training itself
     batch = next(iter(setup.train_loader))
     return min(training.seconds_of_step(setup, batch, recipe) for _ in range(times))
 

@@ -37,6 +37,15 @@ def run_one(where, recipe, folds, number):
     return TrialRun(**vars(runs.score_fold(where, recipe, folds, number)) | {"recipe": recipe})
 
 
+def check_recipes(output, kind, work):
+    """InputError where the file `output`, of results of this kind, has a row of `work`, {key: call}, of
+    another recipe."""
+    there = read_results(output, kind).rows if output.exists() else {}
+    for key in there.keys() & work.keys():
+        if there[key].recipe != next(a for a in work[key].args if isinstance(a, Recipe)):
+            raise InputError(f"{output} holds runs of another recipe as {key!r}: name another file")
+
+
 def run_trials(where, recipes, folds, output, say=print):
     """Run what the file `output` lacks of {name: Recipe} on all folds, and say how they compare."""
     about = TrialResults(**where.about(next(iter(recipes.values())), folds), folds=folds)
@@ -45,10 +54,7 @@ def run_trials(where, recipes, folds, output, say=print):
         for number in range(folds)
         for name, recipe in recipes.items()
     }
-    there = read_results(output, TrialResults).rows if output.exists() else {}
-    for key in there.keys() & work.keys():
-        if there[key].recipe != work[key].args[1]:
-            raise InputError(f"{output} holds runs of another recipe as {key!r}: name another file")
+    check_recipes(output, TrialResults, work)
     rows = run_study(work, output, about, say).rows
     trials = {name: {n: rows[f"{name} | fold {n}"] for n in range(folds)} for name in recipes}
     say("\n".join(["", *table_of(trials)]))
