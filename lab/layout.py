@@ -26,18 +26,8 @@ from lab.record import LeftOut
 FORMATS = "BMP DIB GIF JPEG JPEG2000 PCX PNG PPM SGI TIFF WEBP AVIF QOI"
 Image.init()
 FORMATS = [name for name in FORMATS.split() if name in Image.OPEN]  # AVIF is not in every Pillow
-CAMERA = {
-    "img",
-    "image",
-    "dsc",
-    "dscn",
-    "dscf",
-    "pict",
-    "photo",
-    "frame",
-    "screenshot",
-    "scan",
-}  # not a class
+# No classes, where all files are called so.
+CAMERA = {"img", "image", "dsc", "dscn", "dscf", "pict", "photo", "frame", "screenshot", "scan"}
 DEPTH = 64  # of folders in folders
 # Pictures for other programs. Some raw formats open as their small preview, which is worse than not at all.
 FOREIGN_IMAGES = re.compile(r"\.(hei[cf]|cr[23]|nef|arw|dng|orf|rw2|raf|raw|svg|eps|psd|ai|dcm|jxl)")

@@ -299,22 +299,27 @@ STUDIES = {"--diary", "--compare"}
 
 
 def _check_together(options, given):
-    """InputError for flags that would be ignored."""
-    if options.resume and (ignored := given & (TRAINING | STUDIES)):
-        raise InputError(
-            "--resume goes on with the run's own data, recipe, precision and studies: leave "
-            f"{_list(ignored)} out"
-        )
-    ignored = given & (TRAINING | {"--device", "--resume", "--force", "--no-verify", "--tensorboard"})
-    if options.report_only and ignored:
-        raise InputError(f"--report-only draws what was measured: leave {_list(ignored)} out")
+    """InputError for flags that would be ignored, or do not go together."""
+    measured = TRAINING | {"--device", "--resume", "--force", "--no-verify", "--tensorboard"}
+    reading = READING | {"--check", "--recipe", "--set", "--seed", "--student-id", "--quiet"}
+    resumed = "--resume goes on with the run's own data, recipe, precision and studies"
+    for asked, ignored, why in (
+        (options.resume, given & (TRAINING | STUDIES), resumed),
+        (options.report_only, given & measured, "--report-only draws what was measured"),
+        (options.check, given - reading, "--check only says how the data are understood"),
+        (options.predict, given - PREDICTING, "--predict only asks a finished model"),
+        (
+            options.verify,
+            given - {"--verify", "--data", "--limit", "--quiet"},
+            "--verify only checks bundles",
+        ),
+    ):
+        if asked and ignored:
+            raise InputError(f"{why}: leave {_list(ignored)} out")
     if options.report_only and options.makes_studies:
         raise InputError("--report-only makes no study: name the JSON of one, --diary JSON or --compare JSON")
     if options.budget and not options.study:
         raise InputError("--budget goes with --study")
-    ignored = given - (READING | {"--check", "--recipe", "--set", "--seed", "--student-id", "--quiet"})
-    if options.check and ignored:
-        raise InputError(f"--check only says how the data are understood: leave {_list(ignored)} out")
     if options.threshold is not None and not options.predict:
         raise InputError("--threshold goes with --predict")
     if options.threshold is not None and not 0 <= options.threshold <= 1:
@@ -325,12 +330,6 @@ def _check_together(options, given):
         check_packages("--onnx", ("onnx", "onnxscript", "onnxruntime"))
     if options.tensorboard:
         check_packages("--tensorboard", ("tensorboard",))
-    ignored = given - PREDICTING
-    if options.predict and ignored:
-        raise InputError(f"--predict only asks a finished model: leave {_list(ignored)} out")
-    ignored = given - {"--verify", "--data", "--limit", "--quiet"}
-    if options.verify and ignored:
-        raise InputError(f"--verify only checks bundles: leave {_list(ignored)} out")
 
 
 def _list(flags):

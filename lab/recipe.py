@@ -23,10 +23,7 @@ FITTED = frozenset(("channels", "standardize", "flip", "transpose", "crop", "mix
 
 
 def _value(default, doc, low=None, high=None, choices=None):
-    return field(
-        default=default,
-        metadata={"doc": doc, "low": low, "high": high, "choices": choices},
-    )
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -99,12 +96,7 @@ def _checked(f, value):
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        names = {
-            int: "a whole number",
-            float: "a number",
-            bool: "true or false",
-            str: "a word",
-        }
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
         raise InputError(f"{f.name} must be {names[kind]}, not {value!r}")
     if meta["choices"] and value not in meta["choices"]:
         allowed = " or ".join(str(c) for c in meta["choices"])
