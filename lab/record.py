@@ -324,6 +324,7 @@ class Record:
     shown: Shown
     stages: dict[str, float]  # seconds of each
     files: dict[str, str] = field(default_factory=dict)  # SHA-256
+    drawn_with: str = ""  # which state of the templates drew the report (report.drawing)
     schema: int = SCHEMA
 
 

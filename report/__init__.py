@@ -1,5 +1,8 @@
 """From the run record to the report and the submitted code. Reads the record; computes nothing anew."""
 
+import hashlib
+from pathlib import Path
+
 from lab.bundle import bundle_names
 from lab.files import sha256, write_whole
 from lab.record import write_record, write_tables
@@ -7,10 +10,18 @@ from report.answers import check_answers
 from report.fonts import missing_letters
 from report.latex import check_latex, write_latex
 from report.notebook import check_finished, check_notebook, write_notebook
+from report.page import TEMPLATES
 from report.render import check_renderer, render_report
 from report.submission import assemble_submission, submission_of
 
-__all__ = ["check_finished", "check_report", "write_code", "write_notebook", "write_report"]
+__all__ = ["check_finished", "check_report", "drawing", "write_code", "write_notebook", "write_report"]
+
+
+def drawing():
+    """A digest of all templates and code that a report is drawn with."""
+    files = [path for folder in (TEMPLATES, Path(__file__).parent) for path in folder.rglob("*.*")]
+    files = sorted(path for path in files if path.suffix in (".py", ".j2", ".css", ".md"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def check_report(answers, latex, notebook):
@@ -38,6 +49,7 @@ def write_report(record, folder, answers=None, latex=False):
     Yields what there is to say of it: (line, whether something failed).
     """
     pdf, run = bundle_names(record.student.id)[0], folder / "run"
+    record.drawn_with = drawing()
     content, page = render_report(record, run, answers)
     write_whole(folder / pdf, content)
     write_whole(run / "report.html", page)

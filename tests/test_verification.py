@@ -251,6 +251,8 @@ DOCTORED = {
     "another log": (lambda b: b.attach("training.log", b"Average test loss: 0.1\n"),
         FAILED, "log and curve"),
     "a false sentence": (lambda b: b.paint(2, TRUE), FAILED, "page 3 of the PDF"),
+    "another version": (lambda b: (b.state(lambda r: setattr(r, "drawn_with", "0")), b.paint(2, TRUE)),
+        FAILED, "names another version of this project"),
     "an overlay": (lambda b: b.paint(0, f"1 g 60 560 200 90 re f 0 g {TRUE}"), FAILED, "page 1 of the PDF"),
     "a covered digit": (lambda b: b.paint(0, "1 g 80 620 8 12 re f"), FAILED, "page 1 of the PDF"),
     "a note on a page": (lambda b: b.change_pdf(annotate), FAILED, "page 2 of the PDF"),
@@ -272,6 +274,7 @@ def test_doctored_bundles(case, doctored, work, one_thread, monkeypatch):
     verdict = check.check(handed_in.Files("0812345", "here", paths), work)
     told = "; ".join(verdict.reasons + verdict.remarks)
     assert (verdict.word, said in told) == (word, True), told
+    assert ("another version" in told) is (case == "another version")
     assert "cannot be checked" not in told and "\n" not in told  # each is foreseen
     assert not doctored.ran.exists()
 

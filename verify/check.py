@@ -29,6 +29,7 @@ from lab.record import SCHEMA, DataFacts, Record, Results, Shown
 from lab.scores import score
 from lab.stages import describe_model
 from lab.weights import fit_model, load_weights
+from report import drawing
 from report.answers import ANSWERS, FILLED, QUESTIONS, answer_texts, own_answers
 from report.submission import assemble_submission, submission_of
 from verify.code import read_bounded, read_code
@@ -118,6 +119,8 @@ def _check(bundle, work, run, verdict):
     verdict.own = [number for key, number, _ in QUESTIONS if key in mine]
     if not verdict.reasons and not _is_drawn_from(agreed, record, bundle, run, work.drawn):
         verdict.reasons += compare_pages(pdf, open_pdf(draw(agreed, run)))
+        if verdict.reasons and record.drawn_with != drawing():
+            verdict.reasons.append("its record names another version of this project: check it with that one")
     drawn = not verdict.reasons
     verdict.rubric[3:5] = [verdict.rubric[3] and drawn, drawn]
 
