@@ -96,6 +96,7 @@ class ComparisonRow:
     low: float | None
     high: float | None
     within_noise: bool | None
+    epochs: float | None = None
 
 
 @dataclass(frozen=True)

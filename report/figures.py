@@ -37,7 +37,7 @@ HATCHED = {"color": "#f3c6a5", "edgecolor": VERMILION, "linewidth": 0.5, "hatch"
 LINES = {  # of the networks that are compared
     "vit": {"color": BLUE, "marker": "o", "linestyle": "-"},
     "cnn": {"color": VERMILION, "marker": "s", "linestyle": (0, (4, 1.5))},
-    "resnet18": {"color": "#006b4f", "marker": "^", "linestyle": (0, (1, 1.2))},
+    "resnet18": {"color": "#006b4f", "marker": "^", "linestyle": (0, (5, 1, 1, 1))},
 }
 STYLE = {
     "font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8.5,
@@ -271,23 +271,30 @@ def _draw_effects(axes, rows):
 
 
 def draw_shares(comparison):
-    """Accuracy of each network on all or few training images, mean and standard deviation over seeds."""
-    figure, axes = plt.subplots(figsize=(4.6, 2.5))
+    """Errors of each network on all or few training images, mean and standard deviation over seeds."""
+    figure, axes = plt.subplots(figsize=(6.0, 2.6))
     counts = sorted({row.train_images for row in comparison.rows if row.runs})
     for name, style in LINES.items():
         for equal in ("steps", "time", "epochs"):
-            rows = [(r.train_images, 100 * r.accuracy, 100 * (r.sd or 0)) for r in comparison.rows
+            rows = [(r.train_images, 100 * (1 - r.accuracy), 100 * (r.sd or 0)) for r in comparison.rows
                     if (r.model, r.equal) == (name, equal) and r.runs]  # fmt: skip
             if rows:
                 look = {"markersize": 4.5, "linewidth": 1.3, "capsize": 2.5, **style}
-                look |= {"linestyle": ":"} if equal == "time" else {}
+                look |= {"linestyle": ":", "markerfacecolor": "white"} if equal == "time" else {}
                 label = NETWORKS[name] if name == "vit" else f"{NETWORKS[name]}, equal {equal}"
-                axes.errorbar(*zip(*sorted(rows)), label=label, **look)
+                images, errors, spread = zip(*sorted(rows))
+                below = [min(sd, error) for error, sd in zip(errors, spread)]
+                axes.errorbar(images, errors, (below, spread), label=label, **look)
+    axes.set_yscale("symlog", linthresh=1, linscale=0.4)  # linear to 1 %, as 0 is possible; then by factors
+    ticks = (0, 1, 2, 5, 10, 20, 50, 100)
+    axes.set_yticks(ticks, map(str, ticks))
+    axes.set_yticks([], minor=True)
+    axes.set_ylim(0, min(110, 1.3 * axes.dataLim.y1))
     axes.set_xscale("log")
     axes.set_xticks(counts, [f"{n:,}" for n in counts])
     axes.set_xticks([], minor=True)
-    axes.set(xlabel="training images", ylabel="test accuracy (%)")
-    axes.legend()
+    axes.set(xlabel="training images", ylabel="test errors (%)")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

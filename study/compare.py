@@ -301,6 +301,7 @@ def summary(results):
                 **figures.of(group),
                 **{size: getattr(runs[0], size) if runs else None for size in SIZES},
                 **{speed: figures.mean(getattr(run, speed) for run in runs) for speed in SPEEDS},
+                epochs=figures.mean(run.epochs for run in runs),
                 pairs=len(pairs),
                 **difference,
             )

@@ -1,6 +1,7 @@
 """What stands before everything else: the Python, the packages, and a console that lacks letters."""
 
 import ast
+import json
 import re
 import shlex
 import sys
@@ -21,6 +22,13 @@ def test_without_its_packages_a_command_says_in_one_line_how_to_install_them(com
     assert process.stderr.count("\n") == 1, process.stderr
     assert "packages are missing (torch, torchvision, einops, torchinfo, ...)" in process.stderr
     assert "pip install -r requirements.txt" in process.stderr
+
+
+def test_a_measurement_of_the_speed_benchmark_runs():
+    process = run_program("bench/speed.py", "--measure", '["grown", 64, 28]', cwd=ROOT)
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout)
+    assert found["value"]["images_per_second"] > 1 and found["peak_mb"] > 100
 
 
 def test_every_package_of_the_list_is_looked_for(monkeypatch):
