@@ -21,7 +21,7 @@ class Difference:
 def mean(values):
     """Of the values that are not None; None where none is left."""
     values = [value for value in values if value is not None]
-    return statistics.mean(values) if values else None
+    return float(statistics.mean(values)) if values else None
 
 
 def grouped(runs, names, pair):
