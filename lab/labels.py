@@ -129,7 +129,8 @@ def _columns(rows, index, named, table):
         label = _column(header, named[1], table)
         return rows, image, lambda row: row[label]
     # A column of 0 and 1 for each class, as ISIC has them, may stand beside others.
-    marks = [i for i in range(width) if all(re.fullmatch(r"([01](\.0*)?)?", row[i]) for row in rows)]
+    others = [i for i in range(width) if i != image]
+    marks = [i for i in others if all(re.fullmatch(r"([01](\.0*)?)?", row[i]) for row in rows)]
     if len(marks) > 1 and all(sum(row[i][:1] == "1" for i in marks) == 1 for row in rows):
         return rows, image, lambda row: next(header[i] for i in marks if row[i][:1] == "1")
     label = _label_column(header, image, table)
