@@ -246,8 +246,11 @@ def _unpack(path, folder, limits):
             if parts:
                 target = folder.joinpath(*parts)
                 # What systems add, and a text that is in all parts, may be there.
-                same = not is_image_name(name) and target.exists() and target.stat().st_size == size
-                if target.exists() and not same and not parts[-1].startswith("."):
+                if (
+                    target.exists()
+                    and not parts[-1].startswith(".")
+                    and (is_image_name(name) or target.stat().st_size != size)
+                ):
                     raise InputError(f"{path} holds {name!r}, as another archive: rename one of them")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with content() as source, open(target, "wb") as file:

@@ -103,7 +103,7 @@ class Staging:
 
 
 @contextlib.contextmanager
-def staged(folder, student_id, resume=False, again=""):
+def staged(folder, student_id, resume=False, again="--resume"):
     """A Staging beside `folder` that takes its place when the block ends well.
 
     Files in `folder` that are not the bundle's stay. After a failure the old folder is as it was, and
@@ -133,17 +133,16 @@ def staged(folder, student_id, resume=False, again=""):
             input_error = isinstance(error, InputError) and not staging.trained
             if staging.checkpoint.is_file() and (resume or not input_error):
                 # A finished bundle of this id is still there, and is replaced only where that is said again.
-                again = f"{again or f'--student-id {student_id} --resume'}{' --force' * folder.exists()}"
+                again += " --force" * folder.exists()
                 done = "after its training" if staging.trained else "from the last epoch"
                 print(f"run.py: {again} goes on {done}", file=sys.stderr)
+                shutil.rmtree(before, ignore_errors=True)
             else:
                 shutil.rmtree(partial, ignore_errors=True)
                 if before.exists():
                     before.rename(partial)
                     print(f"run.py: {student_id} still has an interrupted run: --resume", file=sys.stderr)
             raise
-        finally:
-            shutil.rmtree(before, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -214,7 +213,8 @@ def _recover(partial, folder, student_id):
         if not (partial / "run" / CHECKPOINT).is_file():
             shutil.rmtree(partial, ignore_errors=True)
             before.rename(partial)
-        shutil.rmtree(before, ignore_errors=True)
+        else:
+            shutil.rmtree(before, ignore_errors=True)
     old = _aside(folder)
     if old.exists() and not folder.exists():  # cut off between the two renames
         old.rename(folder)

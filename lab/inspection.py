@@ -3,8 +3,6 @@
 Nothing here changes what vit.py computes: the attention weights are read by hooks while it runs.
 """
 
-from functools import partial
-
 import numpy as np
 import torch
 from PIL import Image
@@ -12,7 +10,7 @@ from PIL import Image
 import data
 from lab import record as rec
 from lab import scores
-from lab.intake import save_thumbnail
+from lab.intake import decode_in, save_thumbnail
 from vit import Attention
 
 MAX_POSITIONS = 8  # at most so many positions a side have their similarity map drawn
@@ -182,8 +180,7 @@ def inspect(model, pixels, inputs, measured, recipe):
 def _save_pictures(images, kinds, recipe, run):
     """Save the pictures of {kind: samples or predictions} to the run folder, and note their names in them."""
     side = scores.picture_side(sum(map(len, kinds.values())))
-    of_range = {"pixel_range": images.facts.pixel_range} if images.facts.pixel_range else {}
-    decode = partial(data.decode, **of_range)
+    decode = decode_in(images.facts.pixel_range)
     for kind, entries in kinds.items():
         (run / kind).mkdir(exist_ok=True)
         name = "train" if kind == "train_samples" else "test"

@@ -102,13 +102,18 @@ def open_source(path, run, limits=LIMITS):
 # Images
 
 
+def decode_in(pixel_range):
+    """data.decode with the scale of a set of images of more than 8 bits; None where there is none."""
+    return partial(data.decode, pixel_range=pixel_range) if pixel_range else data.decode
+
+
 class Decoder:
     """data.decode for strangers' files: refuses what would be waited for without end, keeps each file's size
     and mode in `about`, and calls `tick` after each."""
 
     def __init__(self, tick, pixel_range=None):
         self.tick = tick
-        self.decode = partial(data.decode, pixel_range=pixel_range) if pixel_range else data.decode
+        self.decode = decode_in(pixel_range)
         self.about = {}  # path -> ((width, height), Pillow's mode)
         self.one_at_a_time = threading.Lock()
 
@@ -326,7 +331,7 @@ def load_images(path, recipe, limits=LIMITS, choices=None, free=frozenset()):
     return images
 
 
-def save_thumbnail(path, target, channels, side=240, decode=data.decode):
+def save_thumbnail(path, target, channels, side, decode):
     """Save an image file as a JPEG of at most side x side pixels -> its (width, height)."""
     image = decode(path, channels)
     image.thumbnail((side, side))

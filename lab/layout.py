@@ -264,7 +264,8 @@ def _by_folders(folder, paths, files, masks, notes):
     try:
         images = data.find_images(folder, [folder / path for path in paths])
     except ValueError as error:
-        for path in list(masks)[:1]:
+        if masks:
+            path = next(iter(masks))
             glob = f"{path.parent.as_posix()}/*" if path.parent.parts else path.name
             ask += f"; {len(masks)} files look like masks: if a class is among them, add --include '{glob}'"
         raise InputError(f"{error}{ask}") from None

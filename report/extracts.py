@@ -35,8 +35,8 @@ def file_facts(data):
 
 def notes(data):
     """Sentences about what was guessed, converted or chosen, and how many are left away."""
-    said = ["The submitted code cannot make this split by itself: it reads run/dataset_split/."]
-    said = [*said[: data.from_split], *data.notes]
+    alone = "The submitted code cannot make this split by itself: it reads run/dataset_split/."
+    said = [alone] * data.from_split + data.notes
     chosen = [f"--labels {data.choices.labels}"] * bool(data.choices.labels)
     chosen += [f"--include {name}" for name in data.choices.include]
     chosen += [f"--exclude {name}" for name in data.choices.exclude]

@@ -31,7 +31,7 @@ from study.results import Results, Run, Value, read_results, run_study, without_
 
 NETWORKS = ("vit", "cnn", "resnet18")  # in the order of tables; study.cnn.MAKERS makes them
 SIZES = ("train_images", "parameters", "mult_adds")  # the same for all seeds
-SPEEDS = ("train_rate", "inference_rate")  # of which a table has the means
+MEANS = ("epochs", "train_rate", "inference_rate")  # of which a table has the means
 EQUALS = ("steps", "time")
 RECORDED_EQUAL = "epochs"  # of rows before there was a choice: fewer steps on fewer images
 # Tried for each network: multiples of the recipe's peak learning rate, and mixup.
@@ -300,8 +300,7 @@ def summary(results):
                 equal=equal,
                 **figures.of(group),
                 **{size: getattr(runs[0], size) if runs else None for size in SIZES},
-                **{speed: figures.mean(getattr(run, speed) for run in runs) for speed in SPEEDS},
-                epochs=figures.mean(run.epochs for run in runs),
+                **{name: figures.mean(getattr(run, name) for run in runs) for name in MEANS},
                 pairs=len(pairs),
                 **difference,
             )
