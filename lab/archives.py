@@ -86,7 +86,7 @@ FREQUENT = {
     "big5": lambda c: 0xA4 <= _bytes_of(c, "big5")[0] <= 0xC6,
     "shift_jis": lambda c: "\u3040" <= c <= "\u30ff" or 0x88 <= _bytes_of(c, "shift_jis")[0] <= 0x97,
     "euc_kr": lambda c: "\uac00" <= c <= "\ud7a3",
-    "cp437": lambda c: c.isalpha() and "LATIN" in unicodedata.name(c, ""),
+    "cp437": lambda c: unicodedata.name(c, "").startswith("LATIN"),
     "cp1252": lambda c: c.isalpha(),
 }
 

@@ -225,7 +225,7 @@ def _recover(partial, folder, student_id):
 
 def _carry_over(old, folder, student_id):
     """Move the files in `old` that are not the bundle's to `folder`."""
-    ours = {"run", "latex", *bundle_names(student_id)}
+    ours = {"run", "latex", "predictions", *bundle_names(student_id)}
     ours |= {notebook_name(student_id), onnx_name(student_id), zip_name(student_id)}
     for path in old.iterdir():
         if path.name not in ours and not (folder / path.name).exists():

@@ -159,10 +159,10 @@ def _filters(images):
 
 def _features(images, filters):
     """(n, d): the mean response of each filter in each quarter, its largest one, and the image in 4 x 4."""
-    parts = []
-    for part in images.split(16):
+    parts, filters = [], filters.to(memory_format=torch.channels_last)  # twice as fast for so few channels
+    for part in images.to(memory_format=torch.channels_last).split(16):
         response = F.conv2d(part, filters)
-        lowest, highest = response.flatten(2).aminmax(dim=2)
+        highest, lowest = response.amax((-2, -1)), response.amin((-2, -1))
         means = [F.adaptive_avg_pool2d(F.relu(signed - 1), 2) for signed in (response, -response)]
         means.append(F.adaptive_avg_pool2d(part, 4))
         parts.append(torch.cat([highest, -lowest, *(m.flatten(1) for m in means)], 1))

@@ -1,10 +1,12 @@
 """Labels in a table: `--labels FILE` or `--labels FILE:IMAGE COLUMN,LABEL COLUMN`."""
 
+import codecs
 import csv
 import re
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
+from lab.archives import decode_names
 from lab.errors import InputError
 
 TABLES = (".csv", ".tsv", ".txt")
@@ -13,7 +15,10 @@ MOST = 50e6  # bytes of a table that is read
 
 
 def _read_rows(path):
-    """The rows of a table, split at commas, semicolons or tabs, else at white space. InputError if none."""
+    """(rows of a table, its encoding if that was guessed). InputError if it has none.
+
+    The rows are split at commas, semicolons or tabs, else at white space.
+    """
     try:
         if path.stat().st_size > MOST:
             raise InputError(f"{path} is too large for a table of labels ({MOST / 1e6:.0f} MB are read)")
@@ -22,16 +27,10 @@ def _read_rows(path):
         raise InputError(f"cannot read the table {path}: {error.strerror}") from None
     if content[:2] == b"PK" or content[:4] == b"\xd0\xcf\x11\xe0":
         raise InputError(f"{path} is a spreadsheet: save it as CSV and name that")
-    for encoding in (
-        "utf-8-sig",
-        "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "gb18030",
-        "latin-1",
-    ):
-        try:
-            text = content.decode(encoding)
-            break
-        except UnicodeDecodeError:
-            continue
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text, encoding = content.decode("utf-16", "replace"), None
+    else:
+        (text,), encoding = decode_names([content.removeprefix(codecs.BOM_UTF8)])
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise InputError(f"the table {path} is empty")
@@ -43,7 +42,9 @@ def _read_rows(path):
             raise InputError(f"cannot read the table {path}: {error}") from None
     else:
         rows = [re.findall(r'"[^"]*"|\S+', line) for line in lines]
-    return [[cell.strip().strip('"') for cell in row] for row in rows]
+    return [
+        [cell.strip().strip('"') for cell in row] for row in rows
+    ], encoding if encoding != "utf-8" else None
 
 
 def _index(folder, paths, table):
@@ -69,7 +70,7 @@ def table_beside(folder, files, paths):
     """The first table below a folder that names at least half of its images; None if there is none."""
     for file in [file for file in files if file.suffix.lower() in TABLES][:20]:
         try:
-            rows = _read_rows(folder / file)
+            rows, _ = _read_rows(folder / file)
         except InputError:
             continue
         index = _index(folder, paths, folder / file)
@@ -146,7 +147,10 @@ def read_labels(text, folder, paths, left_out, notes):
     if not table.exists():
         table = folder / table
     index = _index(folder, paths, table)
-    rows, image, label_of = _columns(_read_rows(table), index, named, table)
+    rows, encoding = _read_rows(table)
+    if encoding:
+        notes.append(f"{table.name} read as {encoding}, which it does not say itself")
+    rows, image, label_of = _columns(rows, index, named, table)
     labels, gone = defaultdict(set), []
     for row in rows:
         fits = _find(row[image], index)

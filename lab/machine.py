@@ -53,7 +53,7 @@ def choose_precision(name, device):
 
 def processes():
     """How many processes torchrun has started to train together; 1 without it."""
-    return int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
+    return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
 
 
 def usable_cores():

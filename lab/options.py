@@ -78,6 +78,7 @@ class Options:
         """The flags with which an interrupted run goes on to the same files; the rest it knows itself."""
         flags = ["--student-id", self.student_id, "--resume"]
         flags += ["--output-dir", str(self.output_dir)] if self.output_dir != OUTPUTS else []
+        flags += ["--device", self.device] if self.device != "auto" else []
         flags += ["--answers", str(self.answers)] if self.answers else []
         flags += [f"--{name}" for name in ("latex", "notebook", "zip", "tensorboard") if getattr(self, name)]
         flags += ["--onnx", str(self.onnx)] if self.onnx else []
@@ -206,7 +207,11 @@ def _add_outputs(parser):
         "--answers", metavar="DIR", type=Path, help="your answers q06.md ... q10d.md, in place of ours"
     )
     group.add_argument("--output-dir", metavar="DIR", type=Path, default=OUTPUTS)
-    group.add_argument("--force", action="store_true", help="replace a finished bundle of this id")
+    group.add_argument(
+        "--force",
+        action="store_true",
+        help="replace a finished bundle of this id, with all that was made from it",
+    )
     group.add_argument("--latex", action="store_true", help="also the report as LaTeX, in latex/")
     group.add_argument("--notebook", action="store_true", help="also the code as a notebook, with outputs")
     group.add_argument("--zip", action="store_true", help="also one zip of the three files, to upload")
@@ -274,7 +279,7 @@ def parse_options(argv=None):
         "student_id": check_student_id(args.student_id) if args.student_id is not None else None,
         "limits": limits_of(args.limit),
         "choices": choices_of(args),
-        "recipe_name": Path(args.recipe).stem,
+        "recipe_name": Path(args.recipe).name,  # of a file with its .toml
         "recipe": load_recipe(args.recipe, settings),
         "settings": settings,
         "free": free_names(args.recipe, settings),  # a file of that name stands

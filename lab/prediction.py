@@ -167,11 +167,11 @@ class Predictor:
         if not rows:
             return []
         answers = []
-        for row, confidences in zip(rows, map(scores.as_written, self.score(pixels, rows))):
+        for row, exact in zip(rows, self.score(pixels, rows)):
             name, path = pictures[row]
             self.unfamiliar.add(self.decoder.about[path], pixels[row])
-            most = max(confidences)
-            predicted = self.facts.classes[confidences.index(most)]
+            confidences, best = scores.as_written(exact), int(exact.argmax())  # rounded, two may be equal
+            predicted, most = self.facts.classes[best], confidences[best]
             unsure = self.outcome.threshold is not None and most < self.outcome.threshold
             answers.append(Answer(printable(name), path, predicted, most, confidences, unsure))
             self.outcome.counts[predicted] += 1

@@ -342,7 +342,7 @@ def write_source(folder, record, run, answers_folder=None):
         drawings[name] = f"figures/{name}.pdf"
         figure.savefig(folder / drawings[name], metadata={"CreationDate": None})
         pyplot.close(figure)
-    page = render.fill_page(record, run, answers_folder, drawings)
+    page = render.fill_page(record, run, answers.answer_texts(record, answers_folder), drawings)
     render.number(page, render.QUESTION_NAMES)  # refuses a reference to nothing
     known = fonts.write_latex_fonts(folder / "fonts", render.plain_text(page))
     text = convert(page, folder / "figures", known)

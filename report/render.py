@@ -180,17 +180,17 @@ def draw_figures(record, run):
     return drawn
 
 
-def fill_page(record, run, answers_folder, drawings):
+def fill_page(record, run, texts, drawings):
     """The report as a page whose labels and references are still to be numbered.
 
-    `run` is the run folder; `drawings` are the URLs of the figures, by the names of `draw_figures`.
+    `run`: the run folder; `texts`: as of `answers.answer_texts`; `drawings`: the URLs of the figures, by the
+    names of `draw_figures`.
     """
     from report import figures
 
     environment = templates(autoescape=True)
     environment.filters.update(answers.FILTERS)
     log = _log(run).decode()
-    texts = answers.answer_texts(record, answers_folder)
     pictures = {
         name: [(entry, _picture(run / entry.picture)) for entry in getattr(record.shown, name)]
         for name in ("examples", "mistakes", "train_samples", "test_samples")
@@ -216,15 +216,15 @@ def fill_page(record, run, answers_folder, drawings):
     )
 
 
-def render_html(record, run, answers_folder=None):
-    """The report as one HTML page that needs no other file. `run` is the run folder."""
+def render_html(record, run, texts):
+    """The report as one HTML page that needs no other file; its arguments as of `fill_page`."""
     from report import figures
 
     drawings = {
         name: data_url(figures.as_svg(figure).encode(), "image/svg+xml")
         for name, figure in draw_figures(record, run).items()
     }
-    page = number(fill_page(record, run, answers_folder, drawings), QUESTION_NAMES)
+    page = number(fill_page(record, run, texts, drawings), QUESTION_NAMES)
     return page.replace("/* fonts */", fonts.font_css(plain_text(page)), 1)
 
 
@@ -240,7 +240,7 @@ def _fetcher():
     return URLFetcher(allowed_protocols={"data"})
 
 
-def carried(record, run, answers_folder=None):
+def carried(record, run, texts):
     """{name: bytes} of what the PDF carries, so that with images and weights it can be drawn again: the
     record, the log, and the student's answers, look-ups done, with their pictures."""
     files = {name: digest for name, digest in record.files.items() if not name.endswith(".pdf")}
@@ -248,7 +248,6 @@ def carried(record, run, answers_folder=None):
         "record.json": as_json(dataclasses.replace(record, files=files)).encode(),
         "training.log": _log(run),
     }
-    texts = answers.answer_texts(record, answers_folder)
     for key, (path, text) in answers.own_answers(record, texts).items():
         found[f"answers/{key}{answers.FILLED}"] = text.encode()
         pictures = [unquote(token.attrs["src"]) for token in answers.tokens(text) if token.type == "image"]
@@ -265,11 +264,12 @@ def render_report(record, run, answers_folder=None):
     import weasyprint
 
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # it reports its subsetting step by step
-    page = render_html(record, run, answers_folder)
+    texts = answers.answer_texts(record, answers_folder)
+    page = render_html(record, run, texts)
     document = weasyprint.HTML(string=page, base_url=TEMPLATES.as_uri(), url_fetcher=_fetcher())
     date = datetime.datetime.fromisoformat(document_date(record))
     attached = [
         weasyprint.Attachment(string=content, name=name, description=name, created=date, modified=date)
-        for name, content in carried(record, run, answers_folder).items()
+        for name, content in carried(record, run, texts).items()
     ]
     return document.write_pdf(pdf_variant="pdf/ua-1", pdf_tags=True, attachments=attached), page

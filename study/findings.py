@@ -7,7 +7,6 @@ result of the run.
 
 import contextlib
 import dataclasses
-import os
 from pathlib import Path
 
 from lab.files import take_lock
@@ -92,10 +91,10 @@ def make_studies(
         from study.search import parse_budget  # imports Optuna
 
         budget = parse_budget(budget)
-    from lab.machine import choose_device  # imports PyTorch
+    from lab.machine import choose_device, usable_cores  # imports PyTorch
     from study.runs import Where, fit
 
-    jobs = 1 if choose_device(device).type == "cuda" else min(4, os.cpu_count() or 1)
+    jobs = 1 if choose_device(device).type == "cuda" else min(4, usable_cores())
     where = Where(source, device, precision, limits, jobs, choices)
     with take_lock(folder / "lock", f"another run makes studies in {folder}: wait for it"):
         recipe = fit(where, recipe, free)

@@ -3,7 +3,6 @@
 The test split is not looked at where folds are used: a part of the training split is held out in its place.
 """
 
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from lab.errors import InputError
 from lab.findings import StudyData
 from lab.groups import cut_folds
 from lab.limits import LIMITS, Limits
-from lab.machine import check_memory, choose_device, choose_precision, describe_machine
+from lab.machine import check_memory, choose_device, choose_precision, describe_machine, usable_cores
 from lab.recipe import Recipe
 from lab.record import Choices
 from study.results import Run
@@ -41,7 +40,7 @@ class Where:
     @property
     def threads(self):
         """Of each of the runs at once, which share the cores."""
-        return max(1, (os.cpu_count() or 1) // self.jobs)
+        return max(1, usable_cores() // self.jobs)
 
     def begin(self):
         """(torch.device, precision) of a run in this process, which takes its share of the cores."""

@@ -145,12 +145,11 @@ def bundle(tmp_path_factory):
 
 def drawn(record, bundle, folder=None):
     """The report of a record as HTML, without its figures, which take most of the time: only their names."""
-    from report import render
+    from report import answers, render
 
     names = "counts curves confusion calibration rollout distance heads positions filters diary shares"
-    page = render.fill_page(
-        record, bundle.run, folder, {name: f"figures/{name}.pdf" for name in names.split()}
-    )
+    drawings = {name: f"figures/{name}.pdf" for name in names.split()}
+    page = render.fill_page(record, bundle.run, answers.answer_texts(record, folder), drawings)
     return render.number(page, render.QUESTION_NAMES)
 
 

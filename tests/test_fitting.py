@@ -87,6 +87,7 @@ def test_what_a_user_sets_stands():
     assert free_names("best", []) == frozenset()  # a recipe that is named stands as it is
     own = parse_options(["--student-id", "1", "--recipe", str(RECIPES / "default.toml")])
     assert own.free == frozenset()  # and so does a file, whatever it is called
+    assert own.recipe_name == "default.toml"  # which claims nothing that was found out for ours
     fit = fitting.fit_recipe(split_of(wedge), RECIPE, FITTED - {"flip", "transpose", "repeats", "mixup"})
     assert fit.recipe.flip and not fit.recipe.transpose
     assert (fit.recipe.repeats, fit.recipe.mixup) == (1, RECIPE.mixup)

@@ -299,6 +299,23 @@ def test_labels_come_from_a_table(tmp_path, name, lines, columns):
     assert facts.from_split and facts.left_out == []
 
 
+@pytest.mark.parametrize(
+    ("encoding", "labels"),
+    [("cp1252", "Löcher Rißfläche"), ("cp1252", "Für Grün"), ("gbk", "裂纹 划痕"), ("big5", "裂紋 刮痕"),
+     ("utf-8", "裂紋 größe"), ("utf-8-sig", "裂紋 größe"), ("utf-16", "裂紋 größe")],
+)  # fmt: skip
+def test_labels_in_any_usual_encoding_are_read_as_meant(tmp_path, encoding, labels):
+    one, other = labels.split()
+    for i in range(8):
+        draw(tmp_path / "d" / f"{i}.png", i)
+    rows = ["image,label", *[f"{i}.png,{one if i % 2 else other}" for i in range(8)]]
+    (tmp_path / "t.csv").write_bytes("\n".join(rows).encode(encoding))
+    facts = check(tmp_path / "d", labels=str(tmp_path / "t.csv"))
+    assert counts(facts) == {one: 4, other: 4}
+    told = [f"t.csv read as {encoding}, which it does not say itself"]
+    assert facts.notes == (told if "utf" not in encoding else [])
+
+
 def test_missing_surplus_and_contradicting_rows_are_named(tmp_path):
     for i in range(10):
         draw(tmp_path / "d" / f"{i}.png", i)

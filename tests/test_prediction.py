@@ -15,6 +15,7 @@ from PIL import Image
 from lab import prediction
 from lab.record import Prediction
 from lab.scores import find_thresholds
+from verify.handed_in import find_bundles
 
 
 def predict(bundle, *paths, more=()):
@@ -36,6 +37,18 @@ def test_the_answers_are_those_of_the_run_to_the_last_digit(copy):
     with open(copy.run / "predictions.csv", newline="", encoding="utf-8") as file:
         stated = [{k: v for k, v in row.items() if k != "true"} for row in csv.DictReader(file)]
     assert rows == stated
+    bundles, told = find_bundles(copy.folder, copy.folder)  # a bundle is whole with its predictions
+    assert len(bundles) == 1 and not any(line.fails for line in told)
+
+
+def test_of_two_confidences_that_round_alike_the_larger_one_wins(copy, pictures, monkeypatch):
+    monkeypatch.setattr(
+        prediction.Predictor,
+        "score",
+        lambda self, pixels, rows: [np.array([0.49999996, 0.50000004, 0])] * len(rows),
+    )
+    rows, _ = predict(copy, pictures)
+    assert {row["predicted"] for row in rows} == {copy.record.data.classes[1]}
 
 
 def test_files_folders_and_archives_are_asked_together(copy, pictures, capsys):

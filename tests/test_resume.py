@@ -126,7 +126,7 @@ def test_a_killed_run_goes_on_and_ends_like_an_uncut_one(folder, tmp_path):
         assert not (outputs / "9").exists()
         if kind != signal.SIGKILL:
             assert process.returncode == 130
-            assert f"--student-id 9 --resume --output-dir {outputs} goes on" in said
+            assert f"--student-id 9 --resume --output-dir {outputs} --device cpu goes on" in said
         call = command(folder, outputs, "--resume")
     print(f"killed {kills} times")
     assert kills
@@ -151,6 +151,7 @@ def finished(folder, text):
     for name in bundle.bundle_names("9"):
         (folder / name).write_text(text)
     (folder / "notes.txt").write_text("the student's own")
+    (folder / "predictions").mkdir()  # of the old weights
     return folder
 
 
@@ -196,6 +197,7 @@ def test_whenever_publishing_is_cut_the_old_or_the_new_bundle_is_whole(tmp_path,
         raise InputError("no")
     assert texts_in(folder) in ({"old"}, {"new"})
     assert (folder / "notes.txt").read_text() == "the student's own"
+    assert (folder / "predictions").exists() is (texts_in(folder) == {"old"})
     # What was trained and is not published yet is kept for --resume.
     assert names_in(tmp_path) in (["9"], [".9-partial", "9"])
     assert (tmp_path / ".9-partial").exists() is (tmp_path / ".9-partial/run" / bundle.CHECKPOINT).is_file()
@@ -237,17 +239,10 @@ def test_a_bundle_that_another_run_has_finished_meanwhile_is_not_replaced(
 
 
 def test_the_hint_of_an_interrupted_run_names_what_it_needs_again():
-    args = [
-        "--student-id",
-        "9",
-        "--output-dir",
-        "my out",
-        "--answers",
-        str(ROOT / "templates/answers"),
-        "--zip",
-    ]
+    answers = f"--answers {ROOT}/templates/answers"
+    args = shlex.split(f"--student-id 9 --output-dir 'my out' --device cpu {answers} --zip")
     again = options.parse_options([*args, "--set", "epochs=3"]).again
-    assert again == f"--student-id 9 --resume --output-dir 'my out' --answers {ROOT}/templates/answers --zip"
+    assert again == f"--student-id 9 --resume --output-dir 'my out' --device cpu {answers} --zip"
     assert options.parse_options(shlex.split(again)).answers == ROOT / "templates/answers"
     assert options.parse_options(["--student-id", "9"]).again == "--student-id 9 --resume"
 

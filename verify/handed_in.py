@@ -80,7 +80,7 @@ class Tree:
                     self.say(path, "a link, which is not followed")
                 elif path.name.startswith(".") or path.name == "__MACOSX":
                     self.say(path, "hidden, passed over", fails=False)
-                elif path.is_dir() and bundle and path.name in ("run", "latex"):
+                elif path.is_dir() and bundle and path.name in ("run", "latex", "predictions"):
                     self.say(path, "of the bundle beside it, not read", fails=False)
                 elif path.is_dir():
                     waiting.append(path)

@@ -13,7 +13,7 @@ from lab import intake
 from lab.bundle import KINDS, bundle_names
 from lab.files import write_csv, write_whole
 from lab.limits import LIMITS
-from lab.machine import give_back_memory
+from lab.machine import give_back_memory, usable_cores
 from verify.check import EDITED, FAILED, HOLDS, Verdict, Work, check, check_apart
 from verify.handed_in import Files, find_bundles, printable
 
@@ -127,7 +127,7 @@ def verify_all(path, source, screen, *, limits=LIMITS, labels=None, jobs=1, diff
         if source is None and any(bundle.run is None for bundle in bundles):
             source = intake.default_source()
         images = intake.open_source(source, scratch, limits) if source and bundles else None
-        threads = max(1, (os.cpu_count() or 1) // jobs) if "OMP_NUM_THREADS" not in os.environ else None
+        threads = max(1, usable_cores() // jobs) if "OMP_NUM_THREADS" not in os.environ else None
         verdicts = check_all(bundles, Work(images, scratch, threads, labels), jobs, screen) if bundles else []
     compare_bundles(verdicts)
     for verdict in verdicts:
