@@ -10,13 +10,7 @@ class BatchedMuon(torch.optim.Muon):
     """torch.optim.Muon with one product for all matrices of a shape: the same numbers, in fewer kernels.
 
     On a GPU that takes a quarter off the whole step of so small a model. State and groups are its parent's.
-    `dtype` is that of the products: its parent's bfloat16, or where that is slow float32, the same up to
-    rounding.
     """
-
-    def __init__(self, groups, dtype=torch.bfloat16):
-        super().__init__(groups)
-        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -36,25 +30,26 @@ class BatchedMuon(torch.optim.Muon):
                     state["momentum_buffer"] = mean
                 changes = gradients.lerp(means, group["momentum"]) if group["nesterov"] else means
                 rate = group["lr"] * max(1, rows / columns) ** 0.5
-                for p, change in zip(matrices, orthogonal(changes.to(self.dtype), group)):
+                for p, change in zip(matrices, orthogonal(changes, group)):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(change, alpha=rate)
 
 
 def orthogonal(matrices, group):
-    """About U V^T of each of the matrices U S V^T (n, rows, columns): Newton-Schulz, in their precision."""
+    """About U V^T of each of the matrices U S V^T (n, rows, columns): Newton-Schulz, in bfloat16."""
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonal(matrices.mT, group).mT
     a, b, c = group["ns_coefficients"]
-    x = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=group["eps"])  # singular values <= 1
+    x = matrices.bfloat16()
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=group["eps"])  # no singular value over 1
     for _ in range(group["ns_steps"]):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x
 
 
-def batched(optimizers, dtype=torch.bfloat16):
-    """The optimizers, with a BatchedMuon of this dtype for each Muon."""
-    return [BatchedMuon(o.param_groups, dtype) if type(o) is torch.optim.Muon else o for o in optimizers]
+def batched(optimizers):
+    """The optimizers, with a BatchedMuon for each Muon."""
+    return [BatchedMuon(o.param_groups) if type(o) is torch.optim.Muon else o for o in optimizers]
 
 
 def in_parts(model, size):

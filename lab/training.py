@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import train
 from data import BatchLoader
 from lab.errors import is_out_of_memory, told
-from lab.machine import has_bf16, keep_freed_memory
+from lab.machine import keep_freed_memory
 from lab.steps import batched, capture, in_parts
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,17 +56,12 @@ def prepare(train_split, test_split, recipe, device, precision, *, model=None, o
     if model is None:
         model = train.make_model(recipe, len(train_split.classes))
     model.to(device)
-    optimizers = quick(optimizers or train.make_optimizers(model, recipe), device)
+    optimizers = batched(optimizers or train.make_optimizers(model, recipe))
     train_loader = BatchLoader(on_device(train_split, device), recipe, device, train=True)
     test_loader = BatchLoader(on_device(test_split, device), recipe, device)
     schedulers = train.make_schedulers(optimizers, recipe, len(train_loader))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     return Setup(model, optimizers, schedulers, scaler, train_loader, test_loader, device, precision)
-
-
-def quick(optimizers, device):
-    """The optimizers, with a Muon that takes its products as the device is quickest."""
-    return batched(optimizers, torch.bfloat16 if has_bf16(device) else torch.float32)
 
 
 def try_steps(setup, recipe, processes=1):
@@ -78,7 +73,7 @@ def try_steps(setup, recipe, processes=1):
     training draws from changes.
     """
     model = copy.deepcopy(setup.model)
-    optimizers = quick(train.make_optimizers(model, recipe), setup.device)
+    optimizers = batched(train.make_optimizers(model, recipe))
     loader = BatchLoader(setup.train_loader.dataset, shown_once(recipe), setup.device, train=True)
     with torch.random.fork_rng(), told(advice(recipe)):  # dropout draws from it
         for batch in itertools.islice(loader, 2):  # the first step is slower than all others

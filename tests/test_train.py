@@ -302,15 +302,14 @@ def test_a_step_whose_gradients_overflow_fp16_is_left_out(splits, muon, clip_nor
     assert not any(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_matrices_in_one_product_become_what_the_library_makes_of_each(nesterov, dtype):
+def test_matrices_in_one_product_become_what_the_library_makes_of_each(nesterov):
     torch.manual_seed(0)
     shapes = [(48, 16), (16, 16), (32, 16), (16, 32), (48, 16), (16, 16)]
     ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in "ab")
     how = {"lr": 0.02, "weight_decay": 0.1, "nesterov": nesterov}
     reference = torch.optim.Muon(theirs, **how)
-    (batch,) = batched([torch.optim.Muon(ours, **how)], dtype)
+    (batch,) = batched([torch.optim.Muon(ours, **how)])
     assert type(batch) is BatchedMuon
     for step in range(4):
         for one, other in zip(ours, theirs):
@@ -322,7 +321,7 @@ def test_matrices_in_one_product_become_what_the_library_makes_of_each(nesterov,
             reference.load_state_dict(states[0]), batch.load_state_dict(states[1])
     for one, other in zip(ours, theirs):
         assert not torch.equal(one, torch.ones_like(one))
-        torch.testing.assert_close(one, other, atol=2e-3, rtol=0)  # of steps of 0.02; theirs in bfloat16
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=0)  # of steps of 0.02, in bfloat16
 
 
 # Memory that runs out
