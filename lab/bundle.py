@@ -27,24 +27,14 @@ def check_student_id(text):
     return text
 
 
+def file_name(student_id, kind):
+    """The name of one of a bundle's files, by its suffix."""
+    return f"{student_id}_Lab8_Homework.{kind}"
+
+
 def bundle_names(student_id):
     """The file names that the assignment asks for: report, code, weights."""
-    return [f"{student_id}_Lab8_Homework.{kind}" for kind in KINDS]
-
-
-def notebook_name(student_id):
-    """The file name of the code as a notebook, which the assignment takes too."""
-    return f"{student_id}_Lab8_Homework.ipynb"
-
-
-def onnx_name(student_id):
-    """The file name of the model for other programs."""
-    return f"{student_id}_Lab8_Homework.onnx"
-
-
-def zip_name(student_id):
-    """The file name of the upload archive."""
-    return f"{student_id}_Lab8_Homework.zip"
+    return [file_name(student_id, kind) for kind in KINDS]
 
 
 def zip_bundle(folder, student_id, wanted):
@@ -52,7 +42,7 @@ def zip_bundle(folder, student_id, wanted):
 
     The same files give the same bytes.
     """
-    path = folder / zip_name(student_id)
+    path = folder / file_name(student_id, "zip")
     if not wanted and not path.exists():
         return []
     content = io.BytesIO()
@@ -67,7 +57,7 @@ def check_output(folder, student_id, force):
     """InputError if `folder` holds a finished bundle, unless it may be replaced."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: move it away or name another --output-dir")
-    names = [*bundle_names(student_id), notebook_name(student_id)]
+    names = [*bundle_names(student_id), file_name(student_id, "ipynb")]
     finished = [name for name in names if (folder / name).exists()]
     if finished and not force:
         raise InputError(
@@ -225,8 +215,8 @@ def _recover(partial, folder, student_id):
 
 def _carry_over(old, folder, student_id):
     """Move the files in `old` that are not the bundle's to `folder`."""
-    ours = {"run", "latex", "predictions", *bundle_names(student_id)}
-    ours |= {notebook_name(student_id), onnx_name(student_id), zip_name(student_id)}
+    ours = {file_name(student_id, kind) for kind in (*KINDS, "ipynb", "onnx", "zip")}
+    ours |= {"run", "latex", "predictions"}
     for path in old.iterdir():
         if path.name not in ours and not (folder / path.name).exists():
             path.rename(folder / path.name)

@@ -10,7 +10,7 @@ import torch
 
 import data
 import train
-from lab.bundle import onnx_name
+from lab.bundle import file_name
 from lab.errors import InputError, said
 from lab.files import write_whole
 from lab.prediction import load_bundle
@@ -104,6 +104,6 @@ def write_onnx(folder, student_id, opset):
         raise InputError(
             f"the ONNX file's confidences differ by {difference:.1g} from PyTorch's: not written"
         )
-    path = folder / onnx_name(student_id)
+    path = folder / file_name(student_id, "onnx")
     write_whole(path, content)
     return path, difference

@@ -89,7 +89,6 @@ class ComparisonRow:
     parameters: int | None
     mult_adds: int | None
     seconds: float | None
-    train_rate: float | None
     inference_rate: float | None
     pairs: int
     difference: float | None

@@ -152,12 +152,10 @@ class DataFacts:
 
 @dataclass
 class ModelFacts:
-    """The model as torchinfo summarises it (`summary`) and as PyTorch prints it (`printed`)."""
+    """The model as torchinfo summarises it."""
 
     parameters: int
-    trainable: int
     summary: str
-    printed: str
 
 
 @dataclass

@@ -156,7 +156,7 @@ def show_fit(recipe, screen):
 def describe_model(model):
     """The ModelFacts of a model, as torchinfo summarises it."""
     summary = torchinfo.summary(model, depth=2, verbose=0)  # two levels, as in the assignment
-    return ModelFacts(summary.total_params, summary.trainable_params, str(summary), str(model))
+    return ModelFacts(summary.total_params, str(summary))
 
 
 def build(images, start, device, screen):

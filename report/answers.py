@@ -20,6 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
+from lab.bundle import file_name
 from lab.errors import InputError, printable
 from report import formulas, rehearsal, source
 from report.page import STRICT, TEMPLATES, data_url, shorten
@@ -134,7 +135,7 @@ FILTERS = {f.__name__: f for f in (percent, whole, points, effect, pixels, setti
 
 def excerpts(record):
     """The `code` of the answers: it shows lines of the submitted program and names its step and lines."""
-    program, file = assemble_submission(submission_of(record)), f"{record.student.id}_Lab8_Homework.py"
+    program, file = assemble_submission(submission_of(record)), file_name(record.student.id, "py")
 
     def code(name, start=None, end=None):
         text, first, last = source.excerpt(program, name, start, end)

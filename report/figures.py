@@ -14,6 +14,7 @@ from functools import lru_cache
 import matplotlib
 import numpy as np
 from einops import rearrange
+from rich.cells import cell_len
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -23,7 +24,7 @@ from matplotlib.ticker import MaxNLocator
 
 from report import fonts
 from report.answers import NETWORKS, changed_to, points
-from report.page import letters, shorten
+from report.page import shorten
 
 WIDTH = 6.5  # inches: the report's text width
 SMALL = 7.5  # points
@@ -176,7 +177,7 @@ def draw_confusion_matrix(matrix, class_names):
     size = 9 if n <= 10 else 8 if n <= 20 else 7
     cell = max(0.145, min(0.36, 4.0 / n))  # inches: a number of two digits fits
     labels = [shorten(name, 24) for name in class_names]
-    margin = max(map(letters, labels)) * 0.052 * size / 8 + 0.55
+    margin = max(map(cell_len, labels)) * 0.052 * size / 8 + 0.55
     width, height = n * cell + margin + 0.35, n * cell + 0.72 * margin + 0.35
     figure, axes = plt.subplots(figsize=(min(WIDTH, width), height))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -320,7 +321,7 @@ def draw_rollout(pictures, rollout, entries):
         lit = pictures[i] / 255 * (0.12 + 0.88 * light[rows][:, columns, None])
         _show(axes[2, i], lit, vmin=0, vmax=1)
         title = shorten(entry.true if entry.true == entry.predicted else f"✗ {entry.true}", 28)
-        title = textwrap.fill(title, 16 * len(title) // letters(title))
+        title = textwrap.fill(title, 16 * len(title) // cell_len(title))
         axes[0, i].set_title(title, fontsize=SMALL, fontweight="normal", pad=3)
     for part in axes.flat:
         _no_axes(part)

@@ -20,6 +20,7 @@ from datetime import datetime
 
 from PIL import Image
 
+from lab.bundle import file_name
 from lab.errors import InputError
 from report import answers, fonts, render
 from report.formulas import for_latex, printable
@@ -346,10 +347,10 @@ def write_source(folder, record, run, answers_folder=None):
     render.number(page, render.QUESTION_NAMES)  # refuses a reference to nothing
     known = fonts.write_latex_fonts(folder / "fonts", render.plain_text(page))
     text = convert(page, folder / "figures", known)
-    name = f"{record.student.id}_Lab8_Homework"
-    (folder / f"{name}.tex").write_text(text, encoding="utf-8")
+    path = folder / file_name(record.student.id, "tex")
+    path.write_text(text, encoding="utf-8")
     shutil.copyfile(render.TEMPLATES / "latexmkrc", folder / "latexmkrc")
-    return folder / f"{name}.tex"
+    return path
 
 
 def convert(page, figures, known):

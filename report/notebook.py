@@ -14,7 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
-from lab.bundle import bundle_names, notebook_name
+from lab.bundle import bundle_names, file_name
 from lab.errors import InputError, check_packages
 from lab.files import place, sha256, write_whole
 from report.submission import assemble_cells, assemble_submission, submission_of
@@ -49,7 +49,7 @@ def write_notebook(record, folder, tick=lambda: None):
     """
     import nbformat
 
-    path = folder / notebook_name(record.student.id)
+    path = folder / file_name(record.student.id, "ipynb")
     text = assemble_cells(record, (folder / "run" / "training.log").read_text(encoding="utf-8"))
     notebook, message, begun = read_cells(text), None, []
     try:

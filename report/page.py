@@ -1,9 +1,9 @@
 """What pages are made with: the templates' environment, and URLs that hold what they point to."""
 
 import base64
-import unicodedata
 
 import jinja2
+from rich.cells import cell_len
 
 from report.source import ROOT
 
@@ -16,17 +16,13 @@ def templates(**options):
     return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), **STRICT, **options)
 
 
-def letters(text):
-    """How wide a text is in letters; Chinese, Japanese and Korean ones count as two."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
 def shorten(name, width):
-    """A name of at most `width` letters; a longer one loses its middle: names often differ at their end."""
+    """A name of at most `width` letters, Chinese ones counting twice; a longer one loses its middle: names
+    often differ at their end."""
     head = tail = ""
-    if letters(name) <= width:
+    if cell_len(name) <= width:
         return name
-    while letters(head + tail) < width - 2:
+    while cell_len(head + tail) < width - 2:
         head, tail = name[: len(head) + 1], name[len(name) - len(tail) - (len(head) > len(tail)) :]
     return f"{head}…{tail}"
 

@@ -106,10 +106,7 @@ def recipe_of(args, where, settings):
 def search(args):
     changed = dict(map(parse_setting, args.set))
     load_recipe(args.recipe, changed.items())  # a wrong value is told before anything slow
-    try:
-        from study import search as study
-    except ModuleNotFoundError:
-        raise InputError("the package optuna is missing: pip install -r requirements.txt") from None
+    from study import search as study
 
     budget, where = study.parse_budget(args.budget), where_of(args)
     base = recipe_of(args, where, changed.items())

@@ -31,7 +31,7 @@ from study.results import Results, Run, Value, read_results, run_study, without_
 
 NETWORKS = ("vit", "cnn", "resnet18")  # in the order of tables; study.cnn.MAKERS makes them
 SIZES = ("train_images", "parameters", "mult_adds")  # the same for all seeds
-MEANS = ("epochs", "train_rate", "inference_rate")  # of which a table has the means
+MEANS = ("epochs", "inference_rate")  # of which a table has the means
 EQUALS = ("steps", "time")
 RECORDED_EQUAL = "epochs"  # of rows before there was a choice: fewer steps on fewer images
 # Tried for each network: multiples of the recipe's peak learning rate, and mixup.
@@ -64,7 +64,6 @@ class ComparisonRun(Run):
     train_images: int | None = None
     parameters: int | None = None
     mult_adds: int | None = None
-    train_rate: float | None = None
     inference_rate: float | None = None
     history: list[Moment] = field(default_factory=list)
 
@@ -160,26 +159,36 @@ def in_the_time_of_the_vit(recipe, prepare, name):
     return dataclasses.replace(recipe, epochs=max(1, round(recipe.epochs * vit / other)))
 
 
+def train_network(where, split, held_out, recipe, name, equal):
+    """Train the network `name` on a split, for the recipe's steps or in the ViT's time, and score the images
+    held out after each epoch -> (training.Setup, the recipe that it had, the last train.Epoch, [Moment])."""
+    from lab import training
+
+    make, seconds, history = partial(prepare, where, split, held_out), 0.0, []
+    if equal == "time":
+        recipe = in_the_time_of_the_vit(recipe, make, name)
+    setup = make(recipe, name)
+    for epoch in training.epochs(setup, recipe):
+        seconds += epoch.train_seconds
+        losses = round(epoch.train_loss, 6), round(epoch.test_loss, 6)
+        history.append(Moment(epoch.number, round(seconds, 3), *losses, epoch.correct / len(held_out)))
+    return setup, recipe, epoch, history
+
+
 def tune_one(where, recipe, name, values):
     """Train a network on a share of a part of the training split and score it on the rest: a TuningRun."""
-    from lab import training
     from study import runs
 
     rest, held_out = runs.fold_of(runs.cached_images(where, recipe).train, TUNED_FOLDS, 0)
     part = share_of(rest, TUNED_SHARE, recipe.seed)
     recipe = dataclasses.replace(with_steps_of(recipe, len(rest), len(part)), **values)
-    make, seconds = partial(prepare, where, part, held_out), 0.0
+    about = {"model": name, "values": values}
     try:
-        recipe = in_the_time_of_the_vit(recipe, make, name)
-        setup = make(recipe, name)
-        for epoch in training.epochs(setup, recipe):
-            seconds += epoch.train_seconds
+        setup, recipe, epoch, history = train_network(where, part, held_out, recipe, name, "time")
     except runs.FAULTS as error:
-        return TuningRun(model=name, values=values, failed=runs.reason_of(error))
-    scores = runs.scores_of(epoch, held_out)
-    return TuningRun(
-        **scores, model=name, values=values, epochs=recipe.epochs, seconds=seconds, precision=setup.precision
-    )
+        return TuningRun(**about, failed=runs.reason_of(error))
+    scores, seconds = runs.scores_of(epoch, held_out), history[-1].seconds
+    return TuningRun(**about, **scores, epochs=recipe.epochs, seconds=seconds, precision=setup.precision)
 
 
 def tune(where, recipe, networks, output, say=print):
@@ -202,7 +211,6 @@ def tune(where, recipe, networks, output, say=print):
 def run_one(where, recipe, name, share, equal="steps"):
     """Train the network called `name` on a share of the training split, scoring the test split after each
     epoch: a ComparisonRun."""
-    from lab import training
     from study import cnn, runs  # imports PyTorch
 
     about = {
@@ -211,15 +219,8 @@ def run_one(where, recipe, name, share, equal="steps"):
     images = runs.cached_images(where, recipe)
     split, test = share_of(images.train, share, recipe.seed), images.test
     recipe = with_steps_of(recipe, len(images.train), len(split))
-    make, seconds, history = partial(prepare, where, split, test), 0.0, []
     try:
-        if equal == "time":
-            recipe = in_the_time_of_the_vit(recipe, make, name)
-        setup = make(recipe, name)
-        for epoch in training.epochs(setup, recipe):
-            seconds += epoch.train_seconds
-            losses = round(epoch.train_loss, 6), round(epoch.test_loss, 6)
-            history.append(Moment(epoch.number, round(seconds, 3), *losses, epoch.correct / len(test)))
+        setup, recipe, epoch, history = train_network(where, split, test, recipe, name, equal)
     except runs.FAULTS as error:
         return ComparisonRun(**about, failed=runs.reason_of(error))
     shape = (recipe.channels, recipe.image_size, recipe.image_size)
@@ -230,8 +231,7 @@ def run_one(where, recipe, name, share, equal="steps"):
         train_images=len(split),
         parameters=sum(p.numel() for p in setup.model.parameters()),
         mult_adds=cnn.count_mult_adds(setup.model, shape),
-        seconds=seconds,
-        train_rate=len(setup.train_loader.dataset) * recipe.epochs / seconds,
+        seconds=history[-1].seconds,
         inference_rate=cnn.inference_rate(setup.model, shape, setup.precision),
         precision=setup.precision,
         history=history,
