@@ -42,9 +42,7 @@ def _read_rows(path):
             raise InputError(f"cannot read the table {path}: {error}") from None
     else:
         rows = [re.findall(r'"[^"]*"|\S+', line) for line in lines]
-    return [
-        [cell.strip().strip('"') for cell in row] for row in rows
-    ], encoding if encoding != "utf-8" else None
+    return [[cell.strip().strip('"') for cell in row] for row in rows], encoding
 
 
 def _index(folder, paths, table):
@@ -148,7 +146,7 @@ def read_labels(text, folder, paths, left_out, notes):
         table = folder / table
     index = _index(folder, paths, table)
     rows, encoding = _read_rows(table)
-    if encoding:
+    if encoding not in (None, "utf-8"):
         notes.append(f"{table.name} read as {encoding}, which it does not say itself")
     rows, image, label_of = _columns(rows, index, named, table)
     labels, gone = defaultdict(set), []

@@ -210,7 +210,7 @@ def _add_outputs(parser):
     group.add_argument(
         "--force",
         action="store_true",
-        help="replace a finished bundle of this id, with all that was made from it",
+        help="replace a finished bundle of this id, with the predictions and files made from it",
     )
     group.add_argument("--latex", action="store_true", help="also the report as LaTeX, in latex/")
     group.add_argument("--notebook", action="store_true", help="also the code as a notebook, with outputs")

@@ -321,7 +321,7 @@ def draw_rollout(pictures, rollout, entries):
         lit = pictures[i] / 255 * (0.12 + 0.88 * light[rows][:, columns, None])
         _show(axes[2, i], lit, vmin=0, vmax=1)
         title = shorten(entry.true if entry.true == entry.predicted else f"✗ {entry.true}", 28)
-        title = textwrap.fill(title, 16 * len(title) // cell_len(title))
+        title = textwrap.fill(title, 16 * len(title) // max(1, cell_len(title)))
         axes[0, i].set_title(title, fontsize=SMALL, fontweight="normal", pad=3)
     for part in axes.flat:
         _no_axes(part)
