@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 
-from lab.bundle import bundle_names, check_output, redrawn, staged, zip_bundle
+from lab.bundle import bundle_names, check_output, file_name, redrawn, staged, zip_bundle
 from lab.errors import explain
 from lab.machine import processes
 from lab.options import parse_options
@@ -44,7 +44,7 @@ def train_and_report(options, screen):
         screen.seconds["training"] += earlier
         staging.trained = True  # what follows can be done again
         with screen.stage("Evaluation"):
-            weights = staging.folder / bundle_names(options.student_id)[2]
+            weights = staging.folder / file_name(options.student_id, "pth")
             results, shown = stages.evaluate(setup, logits, images, start, staging.run, weights, screen)
         machine.precision = start.precision
         record = Record(

@@ -14,6 +14,7 @@ from lab.errors import InputError
 from lab.files import take_lock, to_disk, write_whole
 
 KINDS = ("pdf", "py", "pth")  # report, code, weights
+FOLDERS = ("run", "latex", "predictions")  # of a bundle, beside them
 STUDENT_ID = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 
 
@@ -215,8 +216,8 @@ def _recover(partial, folder, student_id):
 
 def _carry_over(old, folder, student_id):
     """Move the files in `old` that are not the bundle's to `folder`."""
-    ours = {file_name(student_id, kind) for kind in (*KINDS, "ipynb", "onnx", "zip")}
-    ours |= {"run", "latex", "predictions"}
+    files = (file_name(student_id, kind) for kind in (*KINDS, "ipynb", "onnx", "zip"))
+    ours = {*FOLDERS, *files}
     for path in old.iterdir():
         if path.name not in ours and not (folder / path.name).exists():
             path.rename(folder / path.name)

@@ -18,7 +18,7 @@ import torch
 import data
 import train
 from lab import archives, layout, scores
-from lab.bundle import bundle_names
+from lab.bundle import file_name
 from lab.errors import InputError, printable
 from lab.files import writing_whole
 from lab.inspection import attention_rollout
@@ -131,7 +131,7 @@ def find_pictures(places, scratch, limits):
 def load_bundle(folder, student_id):
     """(Record, model) of a finished bundle. InputError where there is none, or its weights are others."""
     record = read_record(folder / "run" / "record.json")
-    weights, _ = load_weights(folder / bundle_names(student_id)[2])
+    weights, _ = load_weights(folder / file_name(student_id, "pth"))
     return record, fit_model(weights, record.recipe.values, len(record.data.classes)).eval()
 
 

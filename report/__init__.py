@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from lab.bundle import bundle_names
+from lab.bundle import bundle_names, file_name
 from lab.files import sha256, write_whole
 from lab.record import write_record, write_tables
 from report.answers import check_answers
@@ -48,7 +48,7 @@ def write_report(record, folder, answers=None, latex=False):
 
     Yields what there is to say of it: (line, whether something failed).
     """
-    pdf, run = bundle_names(record.student.id)[0], folder / "run"
+    pdf, run = file_name(record.student.id, "pdf"), folder / "run"
     record.drawn_with = drawing()
     content, page = render_report(record, run, answers)
     write_whole(folder / pdf, content)

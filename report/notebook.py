@@ -87,7 +87,7 @@ def _run(notebook, record, folder, scratch, begin, tick):
 
     desk = scratch / "desk"
     shutil.copytree(folder / "run" / "dataset_split", desk / "dataset", copy_function=place)
-    weights = bundle_names(record.student.id)[2]
+    weights = file_name(record.student.id, "pth")
     shutil.copyfile(folder / weights, desk / weights)
     environment = os.environ | {"IPYTHONDIR": str(scratch), "JUPYTER_RUNTIME_DIR": str(scratch)}
     if record.machine.device != "cuda":  # the code takes a GPU where there is one

@@ -161,7 +161,7 @@ def in_the_time_of_the_vit(recipe, prepare, name):
 
 def train_network(where, split, held_out, recipe, name, equal):
     """Train the network `name` on a split, for the recipe's steps or in the ViT's time, and score the images
-    held out after each epoch -> (training.Setup, the recipe that it had, the last train.Epoch, [Moment])."""
+    held out after each epoch -> (training.Setup, the last train.Epoch, [Moment])."""
     from lab import training
 
     make, seconds, history = partial(prepare, where, split, held_out), 0.0, []
@@ -172,7 +172,7 @@ def train_network(where, split, held_out, recipe, name, equal):
         seconds += epoch.train_seconds
         losses = round(epoch.train_loss, 6), round(epoch.test_loss, 6)
         history.append(Moment(epoch.number, round(seconds, 3), *losses, epoch.correct / len(held_out)))
-    return setup, recipe, epoch, history
+    return setup, epoch, history
 
 
 def tune_one(where, recipe, name, values):
@@ -184,11 +184,11 @@ def tune_one(where, recipe, name, values):
     recipe = dataclasses.replace(with_steps_of(recipe, len(rest), len(part)), **values)
     about = {"model": name, "values": values}
     try:
-        setup, recipe, epoch, history = train_network(where, part, held_out, recipe, name, "time")
+        setup, epoch, history = train_network(where, part, held_out, recipe, name, "time")
     except runs.FAULTS as error:
         return TuningRun(**about, failed=runs.reason_of(error))
     scores, seconds = runs.scores_of(epoch, held_out), history[-1].seconds
-    return TuningRun(**about, **scores, epochs=recipe.epochs, seconds=seconds, precision=setup.precision)
+    return TuningRun(**about, **scores, epochs=epoch.number, seconds=seconds, precision=setup.precision)
 
 
 def tune(where, recipe, networks, output, say=print):
@@ -220,14 +220,14 @@ def run_one(where, recipe, name, share, equal="steps"):
     split, test = share_of(images.train, share, recipe.seed), images.test
     recipe = with_steps_of(recipe, len(images.train), len(split))
     try:
-        setup, recipe, epoch, history = train_network(where, split, test, recipe, name, equal)
+        setup, epoch, history = train_network(where, split, test, recipe, name, equal)
     except runs.FAULTS as error:
         return ComparisonRun(**about, failed=runs.reason_of(error))
     shape = (recipe.channels, recipe.image_size, recipe.image_size)
     return ComparisonRun(
         **about,
         **runs.scores_of(epoch, test),
-        epochs=recipe.epochs,
+        epochs=epoch.number,
         train_images=len(split),
         parameters=sum(p.numel() for p in setup.model.parameters()),
         mult_adds=cnn.count_mult_adds(setup.model, shape),

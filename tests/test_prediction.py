@@ -37,7 +37,11 @@ def test_the_answers_are_those_of_the_run_to_the_last_digit(copy):
     with open(copy.run / "predictions.csv", newline="", encoding="utf-8") as file:
         stated = [{k: v for k, v in row.items() if k != "true"} for row in csv.DictReader(file)]
     assert rows == stated
-    bundles, told = find_bundles(copy.folder, copy.folder)  # a bundle is whole with its predictions
+
+
+def test_a_bundle_is_whole_with_its_predictions(copy, pictures):
+    predict(copy, pictures)
+    bundles, told = find_bundles(copy.folder, copy.folder)
     assert len(bundles) == 1 and not any(line.fails for line in told)
 
 

@@ -21,7 +21,7 @@ import torch
 import data
 import train
 from lab import inspection, intake
-from lab.bundle import KINDS, bundle_names
+from lab.bundle import KINDS, bundle_names, file_name
 from lab.errors import InputError, said, told
 from lab.files import place, sha256, write_whole
 from lab.recipe import load_recipe
@@ -127,7 +127,7 @@ def _check(bundle, work, run, verdict):
 
 def _check_code(bundle, verdict):
     """The Code of a bundle whose files are there. InputError where there is none to go on with."""
-    names = dict(zip(KINDS, bundle_names(bundle.student_id)))
+    names = {kind: file_name(bundle.student_id, kind) for kind in KINDS}
     if "ipynb" in bundle.paths:
         names.pop("py")
     if missing := [name for kind, name in names.items() if bundle.paths.get(kind) is None]:

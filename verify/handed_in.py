@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab import errors
-from lab.bundle import KINDS, STUDENT_ID
+from lab.bundle import FOLDERS, KINDS, STUDENT_ID
 from lab.errors import InputError
 from lab.files import sha256
 
@@ -80,7 +80,7 @@ class Tree:
                     self.say(path, "a link, which is not followed")
                 elif path.name.startswith(".") or path.name == "__MACOSX":
                     self.say(path, "hidden, passed over", fails=False)
-                elif path.is_dir() and bundle and path.name in ("run", "latex", "predictions"):
+                elif path.is_dir() and bundle and path.name in FOLDERS:
                     self.say(path, "of the bundle beside it, not read", fails=False)
                 elif path.is_dir():
                     waiting.append(path)

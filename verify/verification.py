@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab import intake
-from lab.bundle import KINDS, bundle_names
+from lab.bundle import KINDS, file_name
 from lab.files import write_csv, write_whole
 from lab.limits import LIMITS
 from lab.machine import give_back_memory, usable_cores
@@ -152,7 +152,7 @@ def verify_own(folder, record, screen):
     """Check the bundle of a Record that a run has just put in `folder`, say so -> whether it holds."""
     give_back_memory()
     student_id = record.student.id
-    paths = {kind: folder / name for kind, name in zip(KINDS, bundle_names(student_id))}
+    paths = {kind: folder / file_name(student_id, kind) for kind in KINDS}
     with tempfile.TemporaryDirectory() as scratch:
         work = Work(None, Path(scratch), drawn=record.files[paths["pdf"].name])
         verdict = check(Files(student_id, str(folder), paths, folder / "run"), work)
