@@ -185,7 +185,7 @@ def augment(images, settings, generator):
     def rand(*shape):  # drawn on the CPU: the same numbers on every device, and a GPU need not be waited for
         return torch.rand(shape, generator=generator).to(images.device, non_blocking=True)
 
-    for dim in (-1, -2) if settings.flip else ():
+    for dim in (-1, -2)[: settings.flip + (settings.flip and settings.vertical_flip)]:
         images = torch.where(rand(b, 1, 1, 1) < 0.5, images.flip(dim), images)  # a coin for each image
     if settings.transpose:
         images = torch.where(rand(b, 1, 1, 1) < 0.5, images.mT, images)

@@ -99,7 +99,8 @@ def views_of(images, settings):
     corners = [(y, x) for y in ends for x in ends if x == y or not settings.flip]
     views = [padded[..., y : y + side, x : x + side] for y, x in corners]
     if settings.flip:
-        views = [view.flip(dims) for view in views for dims in ((), (-1,), (-2,), (-1, -2))]
+        flips = [(), (-1,), (-2,), (-1, -2)][: 4 if settings.vertical_flip else 2]
+        views = [view.flip(dims) for view in views for dims in flips]
     return [*views, *(view.mT for view in views)] if settings.transpose else views
 
 

@@ -22,8 +22,7 @@ from train import views_of
 
 LOOKED_AT, COLOURED = 60, 0.05  # images whose colours are looked at, and the share that makes a set coloured
 
-# Where flips lose nothing, a defect's place says nothing, and larger shifts pay.
-CROPS = {True: 0.25, False: 0.06}
+CROPS = {True: 0.25, False: 0.06}  # where a defect's place says nothing, large shifts pay
 # The length, in images shown: LONG, about 150 seconds on two cores, but each image FEWEST to MOST times. The
 # floor is half of LONG, the ceiling about half an hour. How it was chosen: study/recorded/README.md.
 LONG, FLOOR, CEILING = 60_000, 30_000, 1_000_000
@@ -34,7 +33,11 @@ EPOCH = 2_400  # what an epoch shows of a smaller set, by repeating its images
 PROBED = 1_000  # images at most
 SIDE, PATCH, FILTERS, FOLDS, RIDGE = 40, 7, 32, 3, 0.1
 FEW, FEW_MIXUP = 100, 0.2  # training images below which blending pairs of them pays
-SYMMETRIES, VIEWS = ("as they are", "flipped", "flipped and transposed"), (1, 4, 8)  # how many of each
+SYMMETRIES = {  # each in words, and how it turns an image
+    "flip": ("flipped left-right", lambda images: images.flip(-1)),
+    "vertical_flip": ("up-down too", lambda images: images.flip(-2)),
+    "transpose": ("transposed too", lambda images: images.mT),
+}
 
 
 class Fit(NamedTuple):
@@ -99,38 +102,94 @@ def fit_recipe(split, recipe, free):
 
 
 def _fit_invariances(split, recipe, free):
-    """The Fit of `standardize`, `flip`, `transpose` and `crop`, to what tells the classes apart."""
-    reasons = {}
-    symmetries = {"flip", "transpose", "crop"} & free
-    if not symmetries and "standardize" not in free:
-        return Fit(recipe, reasons)
+    """The Fit of `standardize`, flips, transposition and shifts, to what tells the classes apart."""
+    symmetries = SYMMETRIES.keys() & free
+    if not {"standardize", "crop", *symmetries} & free:
+        return Fit(recipe, {})
     rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:PROBED]
     labels, pixels = split.labels[rows], split.pixels[split.rows[rows]]
     groups = [split.digests[row] for row in rows]
     if torch.bincount(labels).max() < FOLDS or len(set(groups)) < FOLDS:
         few = "too few images a class, or groups of them, to measure what is lost by it"
-        return Fit(recipe, dict.fromkeys(sorted(symmetries | {"standardize"} & free), few))
+        return Fit(recipe, dict.fromkeys(sorted({"standardize", "crop", *symmetries} & free), few))
     cut = cut_folds(labels, groups, FOLDS)
     folds = [tuple(map(torch.from_numpy, sides)) for sides in cut]
     among = f"{len(labels)} held-out training images, mean of the classes"
+    values, reasons = {}, {}
+    probe = _Probe(_shrink(pixels, recipe.standardize), labels, folds)
     if "standardize" in free:
-        few, raw = (_errors(_shrink(pixels, kept), labels, folds, [1])[0] for kept in (True, False))
+        other = _Probe(_shrink(pixels, not recipe.standardize), labels, folds)
+        few, raw = (probe, other) if recipe.standardize else (other, probe)
         # Light is kept where losing it doubles the errors, and beyond two standard errors of the difference.
-        lost = few > 2 * raw and few - raw > 2 * math.sqrt((few + raw) / len(labels))
-        recipe = dataclasses.replace(recipe, standardize=not lost)
+        noise = 2 * math.sqrt((few.share + raw.share) / len(labels))
+        lost = few.share > 2 * raw.share and few.share - raw.share > noise
+        values["standardize"], probe = not lost, raw if lost else few
         reasons["standardize"] = (
-            f"a linear classifier errs on {few:.1%} standardised, on {raw:.1%} not ({among})"
+            f"a linear classifier errs on {few.share:.1%} standardised, on {raw.share:.1%} not ({among})"
         )
     if symmetries:
-        found = _errors(_shrink(pixels, recipe.standardize), labels, folds)
-        # All that lose nothing, within a standard error of the difference (Breiman et al. 1984).
-        noise = [math.sqrt((share + found[0]) / len(labels)) for share in found]
-        chosen = max(i for i, share in enumerate(found) if share - found[0] <= noise[i])
-        values = {"flip": chosen > 0, "transpose": chosen > 1, "crop": CROPS[chosen > 0]}
-        recipe = dataclasses.replace(recipe, **{name: values[name] for name in symmetries})
-        words = ", ".join(f"on {share:.1%} {name}" for name, share in zip(SYMMETRIES, found))
-        reasons |= {name: f"a linear classifier errs {words} ({among})" for name in sorted(symmetries)}
-    return Fit(recipe, reasons)
+        kept, words = probe.symmetries()
+        values |= {name: name in kept for name in symmetries}
+        reasons |= dict.fromkeys(sorted(symmetries), f"a linear classifier errs {words} ({among})")
+    if "crop" in free:
+        kept, words = probe.shifts()
+        values["crop"] = CROPS[kept]
+        reasons["crop"] = f"a linear classifier errs {words} ({among})"
+    return Fit(dataclasses.replace(recipe, **values), reasons)
+
+
+class _Probe:
+    """A linear classifier's errors on held-out images: how many, and whether changed views add to them.
+
+    images: float (n, c, SIDE, SIDE); labels: (n); folds: (rest, held out), as rows, that hold out each once.
+    `share`: of images that it errs on, mean of the classes.
+    """
+
+    def __init__(self, images, labels, folds):
+        self.images, self.labels, self.folds = images, labels, folds
+        self.filters = _filters(images)
+        counts = torch.bincount(labels)
+        self.weight = 1 / (counts.count_nonzero() * counts[labels])
+        self.seen = [_features(images, self.filters)]
+        self.wrong = self._wrong(self.seen)
+        self.share = float(self.weight @ self.wrong)
+
+    def symmetries(self):
+        """(names of the SYMMETRIES by which nothing is lost, the errors in words)."""
+        views, seen, kept, words = [self.images], self.seen, [], [f"on {self.share:.1%} as they are"]
+        for name, (about, turn) in SYMMETRIES.items():  # each on top of those before
+            turned = [turn(view) for view in views]
+            views, seen = views + turned, seen + [_features(view, self.filters) for view in turned]
+            wrong = self._wrong(seen)
+            words.append(f"on {float(self.weight @ wrong):.1%} {about}")
+            if is_lost(self.wrong, wrong, self.weight):
+                break
+            kept.append(name)
+        return kept, ", ".join(words)
+
+    def shifts(self):
+        """(whether nothing is lost by large shifts, the errors in words)."""
+        pad = round(CROPS[True] * SIDE)
+        corners = SimpleNamespace(crop=CROPS[True], patch_size=4 * pad, flip=False, transpose=False)
+        shifted = [_features(view, self.filters) for view in views_of(self.images, corners)]
+        wrong = self._wrong(self.seen + shifted)
+        words = f"on {self.share:.1%} as they are, on {float(self.weight @ wrong):.1%} shifted"
+        return not is_lost(self.wrong, wrong, self.weight), words
+
+    def _wrong(self, views):
+        """(n): 1 where the image is taken for another class by what its views' features tell."""
+        wrong = torch.zeros(len(self.labels))
+        for rest, held_out in self.folds:
+            answers = _answers(views, self.labels, rest, held_out)
+            wrong[held_out] = (answers != self.labels[held_out]).float()
+        return wrong
+
+
+def is_lost(wrong, changed, weight):
+    """Whether a classifier errs more on changed images, by more than a standard error of the difference
+    (Breiman et al. 1984); paired, as both saw the same images. All (n): 1 where it errs, or the weight."""
+    difference = weight * (changed - wrong)
+    return float(difference.sum()) > float(difference.square().sum().sqrt())
 
 
 def _shrink(pixels, standardize):
@@ -167,20 +226,6 @@ def _features(images, filters):
         means.append(F.adaptive_avg_pool2d(part, 4))
         parts.append(torch.cat([highest, -lowest, *(m.flatten(1) for m in means)], 1))
     return torch.cat(parts)
-
-
-def _errors(images, labels, folds, counts=VIEWS):
-    """The share of errors on held-out images, mean of the classes, with the first `counts` of all views."""
-    filters = _filters(images)
-    every = SimpleNamespace(flip=True, transpose=True, crop=0, patch_size=1)
-    views = [_features(view, filters) for view in views_of(images, every)[: max(counts)]]
-    shares = []
-    for count in counts:
-        wrong = torch.zeros(len(labels))
-        for rest, held_out in folds:
-            wrong[held_out] = (_answers(views[:count], labels, rest, held_out) != labels[held_out]).float()
-        shares.append(float(torch.stack([wrong[labels == label].mean() for label in labels.unique()]).mean()))
-    return shares
 
 
 def _answers(views, labels, rest, held_out):

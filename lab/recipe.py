@@ -19,7 +19,8 @@ from lab.errors import InputError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 # What lab/fitting.py chooses for the recipe `default`.
-FITTED = frozenset(("channels", "standardize", "flip", "transpose", "crop", "mixup", "repeats", "epochs"))
+_FITTED = "channels standardize flip vertical_flip transpose crop mixup repeats epochs"
+FITTED = frozenset(_FITTED.split())
 
 
 def _value(default, doc, low=None, high=None, choices=None):
@@ -46,7 +47,8 @@ class Recipe:
 
     # The images. Light differs from picture to picture on a steel strip, and says nothing of a defect.
     standardize: bool = _value(True, "each image to mean 0 and variance 1; else (x - 0.5) / 0.5")
-    flip: bool = _value(True, "random flips, left-right and up-down")
+    flip: bool = _value(True, "random flips, left-right")
+    vertical_flip: bool = _value(True, "and up-down (with flips)")
     transpose: bool = _value(False, "random swap of rows and columns (with flips: quarter turns)")
     crop: float = _value(0.06, "random shift, up to this share of the side", 0.0, 0.5)
     brightness: float = _value(0.0, "random brightness, +- this share of the range", 0.0, 1.0)

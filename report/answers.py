@@ -93,7 +93,8 @@ def setting(value):
 
 
 CHANGED = {  # hyperparameters in words, where their name with spaces is not yet one
-    "dim": "token width", "dim_head": "head width", "mlp_dim": "MLP width", "flip": "flips",
+    "dim": "token width", "dim_head": "head width", "mlp_dim": "MLP width",
+    "flip": "flips", "vertical_flip": "flips up-down",
     "pos_embedding": "position embedding", "crop": "random shift", "transpose": "transposition",
     "standardize": "standardisation", "muon_learning_rate": "Muon’s rate",
 }  # fmt: skip
@@ -230,7 +231,7 @@ def _diary_differs(record):
 def _views(recipe):
     """In how many views a test image is scored (train.views_of)."""
     shifted = min(round(recipe.crop * recipe.image_size), recipe.patch_size // 4) > 0
-    turned = (4 if recipe.flip else 1) * (2 if recipe.transpose else 1)
+    turned = (1 + recipe.flip) * (1 + (recipe.flip and recipe.vertical_flip)) * (1 + recipe.transpose)
     views = turned * ((2 if recipe.flip else 4) if shifted else 1)
     return views if recipe.test_views else 1
 

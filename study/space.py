@@ -18,6 +18,7 @@ SPACE = {
     # images
     "standardize": (False, True),
     "flip": (False, True),
+    "vertical_flip": (False, True),
     "transpose": (False, True),
     "crop": FloatDistribution(0.0, 0.2),
     "brightness": FloatDistribution(0.0, 0.3),

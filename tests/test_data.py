@@ -536,6 +536,16 @@ def test_flips_and_transposition_give_the_eight_symmetries_image_by_image():
     assert min(counts.values()) > 20
 
 
+def test_flips_can_be_left_right_alone():
+    image = torch.arange(9.0).reshape(1, 1, 3, 3) / 9
+    for changes, turned in (({}, [image.flip(-1)]), ({"flip": False, "vertical_flip": True}, [])):
+        values = settings(**{"flip": True, "vertical_flip": False, "transpose": False} | changes)
+        batch = data.augment(image.repeat(100, 1, 1, 1), values, torch.Generator().manual_seed(0))
+        assert {tuple(x.flatten().tolist()) for x in batch} == {
+            tuple(x.flatten().tolist()) for x in (image, *turned)
+        }
+
+
 def test_shifts_move_by_up_to_the_share_and_mirror_the_edge():
     image = torch.arange(100.0).reshape(1, 1, 1, 100).expand(1, 1, 100, 100) / 100
     generator = torch.Generator().manual_seed(0)

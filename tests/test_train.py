@@ -126,6 +126,7 @@ def test_views_are_those_that_were_trained_with():
     assert len(set(views(transpose=False))) == 4
     one = [tuple(image.flatten().tolist())]
     assert views(flip=False, transpose=False) == one
+    assert views(vertical_flip=False, transpose=False) == [*one, tuple(image.flip(-1).flatten().tolist())]
     assert whole[0] == views(transpose=False)[0] == one[0]
 
 
