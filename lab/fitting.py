@@ -32,6 +32,7 @@ EPOCH = 2_400  # what an epoch shows of a smaller set, by repeating its images
 # The probe: a linear classifier on the responses to random patches (Coates, Lee, Ng 2011).
 PROBED = 1_000  # images at most
 SIDE, PATCH, FILTERS, FOLDS, RIDGE = 40, 7, 32, 3, 0.1
+HALF = (SIDE - PATCH + 1) // 2  # of the side of a filter's responses
 FEW, FEW_MIXUP = 100, 0.2  # training images below which blending pairs of them pays
 SYMMETRIES = {  # each in words, and how it turns an image
     "flip": ("flipped left-right", lambda images: images.flip(-1)),
@@ -222,8 +223,9 @@ def _features(images, filters):
     for part in images.to(memory_format=torch.channels_last).split(16):
         response = F.conv2d(part, filters)
         highest, lowest = response.amax((-2, -1)), response.amin((-2, -1))
-        means = [F.adaptive_avg_pool2d(F.relu(signed - 1), 2) for signed in (response, -response)]
-        means.append(F.adaptive_avg_pool2d(part, 4))
+        beyond = F.softshrink(response, 1.0)  # what is above 1 less what is below -1
+        both, signed = F.avg_pool2d(beyond.abs(), HALF), F.avg_pool2d(beyond, HALF)
+        means = [(both + signed) / 2, (both - signed) / 2, F.adaptive_avg_pool2d(part, 4)]
         parts.append(torch.cat([highest, -lowest, *(m.flatten(1) for m in means)], 1))
     return torch.cat(parts)
 

@@ -128,7 +128,7 @@ def diary(args):
 
     where, settings = where_of(args), list(map(parse_setting, args.set))
     plan = study.load_plan(args.plan or DIARY_PLAN, recipe_of(args, where, settings))
-    study.keep_diary(where, plan, Path(args.recipe).stem, args.folds, args.output, say)
+    study.keep_diary(where, plan, Path(args.recipe).name, args.folds, args.output, say)
 
 
 def compare(args):

@@ -12,7 +12,10 @@ from conftest import ROOT, TINY_ARGS, make_folder, run_program
 from lab import options, start
 
 COMMANDS = [["run.py"], ["-m", "study"], ["-m", "verify"], ["-m", "lab.synthetic"]]
-COMMANDS += [[f"bench/{name}.py"] for name in ("datasets", "fuzz", "peers", "report_time", "seeds", "speed")]
+COMMANDS += [
+    [f"bench/{name}.py"]
+    for name in ("datasets", "fuzz", "other_sets", "peers", "report_time", "seeds", "speed")
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
