@@ -104,15 +104,16 @@ def fit_recipe(split, recipe, free):
 
 def _fit_invariances(split, recipe, free):
     """The Fit of `standardize`, flips, transposition and shifts, to what tells the classes apart."""
-    symmetries = SYMMETRIES.keys() & free
-    if not {"standardize", "crop", *symmetries} & free:
+    symmetries = [name for name in SYMMETRIES if name in free]
+    measured = [name for name in ("standardize", *symmetries, "crop") if name in free]
+    if not measured:
         return Fit(recipe, {})
     rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:PROBED]
     labels, pixels = split.labels[rows], split.pixels[split.rows[rows]]
     groups = [split.digests[row] for row in rows]
     if torch.bincount(labels).max() < FOLDS or len(set(groups)) < FOLDS:
         few = "too few images a class, or groups of them, to measure what is lost by it"
-        return Fit(recipe, dict.fromkeys(sorted({"standardize", "crop", *symmetries} & free), few))
+        return Fit(recipe, dict.fromkeys(measured, few))
     cut = cut_folds(labels, groups, FOLDS)
     folds = [tuple(map(torch.from_numpy, sides)) for sides in cut]
     among = f"{len(labels)} held-out training images, mean of the classes"
@@ -131,7 +132,7 @@ def _fit_invariances(split, recipe, free):
     if symmetries:
         kept, words = probe.symmetries()
         values |= {name: name in kept for name in symmetries}
-        reasons |= dict.fromkeys(sorted(symmetries), f"a linear classifier errs {words} ({among})")
+        reasons |= dict.fromkeys(symmetries, f"a linear classifier errs {words} ({among})")
     if "crop" in free:
         kept, words = probe.shifts()
         values["crop"] = CROPS[kept]
@@ -174,7 +175,8 @@ class _Probe:
         corners = SimpleNamespace(crop=CROPS[True], patch_size=4 * pad, flip=False, transpose=False)
         shifted = [_features(view, self.filters) for view in views_of(self.images, corners)]
         wrong = self._wrong(self.seen + shifted)
-        words = f"on {self.share:.1%} as they are, on {float(self.weight @ wrong):.1%} shifted"
+        share, side = float(self.weight @ wrong), f"{CROPS[True]:.0%} of the side"
+        words = f"on {self.share:.1%} as they are, on {share:.1%} shifted by {side} too"
         return not is_lost(self.wrong, wrong, self.weight), words
 
     def _wrong(self, views):
