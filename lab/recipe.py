@@ -48,7 +48,7 @@ class Recipe:
     # The images. Light differs from picture to picture on a steel strip, and says nothing of a defect.
     standardize: bool = _value(True, "each image to mean 0 and variance 1; else (x - 0.5) / 0.5")
     flip: bool = _value(True, "random flips, left-right")
-    vertical_flip: bool = _value(True, "and up-down (with flips)")
+    vertical_flip: bool = _value(True, "with flips: up-down too")
     transpose: bool = _value(False, "random swap of rows and columns (with flips: quarter turns)")
     crop: float = _value(0.06, "random shift, up to this share of the side", 0.0, 0.5)
     brightness: float = _value(0.0, "random brightness, +- this share of the range", 0.0, 1.0)
