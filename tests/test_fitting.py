@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import TINY_ARGS, call
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from data import Split
 from lab import fitting
@@ -84,6 +85,18 @@ def test_what_would_erase_the_difference_between_the_classes_is_not_done(
     assert found.crop == fitting.CROPS[large_shifts]
     assert found.standardize is standardize
     assert all("60 held-out training images" in fit.reasons[name] for name in ("flip", "crop"))
+
+
+def test_handwriting_is_not_flipped_and_hardly_shifted():
+    """Real pictures, as scikit-learn brings them: 1,797 digits."""
+    digits = load_digits()
+    pixels = torch.from_numpy(digits.images * 255 / 16).round().to(torch.uint8)[:, None]
+    pixels = pixels.repeat_interleave(5, -1).repeat_interleave(5, -2)
+    labels, names = torch.from_numpy(digits.target), [str(i) for i in range(len(pixels))]
+    split = Split(pixels, torch.arange(len(pixels)), labels, list("0123456789"), names, names)
+    recipe = fitting.fit_recipe(split, RECIPE, FITTED).recipe
+    assert (recipe.flip, recipe.vertical_flip, recipe.transpose) == (False, False, False)
+    assert recipe.crop < 0.1
 
 
 def test_the_probe_learns_nothing_where_there_is_nothing_to_learn():
