@@ -19,7 +19,7 @@ from lab.files import write_whole
 from lab.findings import Findings
 from lab.record import Choices, EpochRow, NamedRecipe
 
-MAGIC = b"ViT-checkpoint-8\n"  # and a SHA-256 of all that follows: one flipped bit is found
+MAGIC = b"ViT-checkpoint-9\n"  # and a SHA-256 of all that follows: one flipped bit is found
 DIGEST = 32  # bytes
 
 

@@ -15,7 +15,7 @@ from lab.files import write_csv, write_whole
 from lab.findings import Findings
 from lab.recipe import Recipe
 
-SCHEMA = 8
+SCHEMA = 9  # one more where a field or a hyperparameter comes or goes, or a fitted value is found otherwise
 
 
 @dataclass
