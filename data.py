@@ -185,7 +185,8 @@ def augment(images, settings, generator):
     def rand(*shape):  # drawn on the CPU: the same numbers on every device, and a GPU need not be waited for
         return torch.rand(shape, generator=generator).to(images.device, non_blocking=True)
 
-    for dim in (-1, -2)[: settings.flip + (settings.flip and settings.vertical_flip)]:
+    dims = (-1, -2) if settings.vertical_flip else (-1,)  # left-right is -1, up-down -2
+    for dim in dims if settings.flip else ():
         images = torch.where(rand(b, 1, 1, 1) < 0.5, images.flip(dim), images)  # a coin for each image
     if settings.transpose:
         images = torch.where(rand(b, 1, 1, 1) < 0.5, images.mT, images)
