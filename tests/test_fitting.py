@@ -9,6 +9,8 @@ import torch
 from conftest import TINY_ARGS, call
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
 
 from data import Split
 from lab import fitting
@@ -68,7 +70,7 @@ def grain(k, rng):
 @pytest.mark.parametrize(
     ("draw", "flip", "vertical_flip", "transpose", "large_shifts", "standardize"),
     [
-        (line, True, True, False, True, True),
+        (line, True, True, False, None, True),  # shifts of any size do
         (wedge, False, False, False, True, True),  # shifted, it is brighter on the same side
         (slope, True, False, False, True, True),
         (spot, True, True, True, False, True),
@@ -82,44 +84,72 @@ def test_what_would_erase_the_difference_between_the_classes_is_not_done(
     fit = fitting.fit_recipe(split_of(draw), RECIPE, FITTED)
     found = fit.recipe
     assert (found.flip, found.vertical_flip, found.transpose) == (flip, vertical_flip, transpose)
-    assert found.crop == fitting.CROPS[large_shifts]
+    assert large_shifts is None or found.crop == fitting.CROPS[large_shifts]
     assert found.standardize is standardize
     assert all("60 held-out training images" in fit.reasons[name] for name in ("flip", "crop"))
 
 
-def test_handwriting_is_not_flipped_and_hardly_shifted():
-    """Real pictures, as scikit-learn brings them: 1,797 digits."""
+@pytest.mark.parametrize("images", [120, 1797])
+def test_handwriting_is_not_flipped_and_hardly_shifted(images):
+    """Real pictures, as scikit-learn brings them: all 1,797 digits, or a dozen of each."""
     digits = load_digits()
-    pixels = torch.from_numpy(digits.images * 255 / 16).round().to(torch.uint8)[:, None]
+    rows = torch.randperm(1797, generator=torch.Generator().manual_seed(3))[:images]
+    pixels = torch.from_numpy(digits.images * 255 / 16).round().to(torch.uint8)[rows, None]
     pixels = pixels.repeat_interleave(5, -1).repeat_interleave(5, -2)
-    labels, names = torch.from_numpy(digits.target), [str(i) for i in range(len(pixels))]
-    split = Split(pixels, torch.arange(len(pixels)), labels, list("0123456789"), names, names)
+    labels, names = torch.from_numpy(digits.target)[rows], [str(i) for i in range(images)]
+    split = Split(pixels, torch.arange(images), labels, list("0123456789"), names, names)
     recipe = fitting.fit_recipe(split, RECIPE, FITTED).recipe
     assert (recipe.flip, recipe.vertical_flip, recipe.transpose) == (False, False, False)
     assert recipe.crop < 0.1
 
 
-def test_the_probe_learns_nothing_where_there_is_nothing_to_learn():
-    """It errs as one who guesses: held-out images are not among those learned from."""
+def probe_of(pixels, labels):
+    """A probe of images, each half of them held out in turn."""
+    halves = torch.arange(len(labels)).chunk(2)
+    return fitting._Probe(fitting._shrink(pixels, True), labels, [halves, halves[::-1]])
+
+
+def test_the_probe_explains_nothing_where_there_is_nothing_to_learn():
+    """Held-out images are not among those learned from."""
     labels, pixels = torch.arange(2).repeat(50), torch.randint(0, 256, (100, 1, 64, 64), dtype=torch.uint8)
-    halves = torch.arange(50), torch.arange(50, 100)
-    probe = fitting._Probe(fitting._shrink(pixels, True), labels, [halves, halves[::-1]])
-    assert 0.25 <= probe.share <= 0.75
+    probe = probe_of(pixels, labels)
+    assert float(probe.weight @ probe.residual) > 0.8
+    blank = probe_of(torch.full_like(pixels, 7), labels)
+    assert float(blank.weight @ blank.residual) == pytest.approx(1)
+    assert blank.explained(blank.residual) == "0.000"
+
+
+def test_what_is_explained_is_the_coefficient_of_determination():
+    """As scikit-learn has it, of answers brought to their best scale."""
+    labels = torch.arange(60) % 3
+    pixels = torch.stack([torch.from_numpy(grain(k % 2, np.random.default_rng(k))) for k in range(60)])
+    pixels[labels == 2] = pixels[labels == 2].flip(-1) * torch.linspace(0.5, 1, 64)
+    probe = probe_of(pixels.clamp(0, 255).to(torch.uint8)[:, None], labels)
+    target, answers = np.eye(3)[labels], np.zeros((60, 3))
+    for rest, held_out in probe.folds:
+        answers[held_out] = fitting._answers(probe.seen, torch.eye(3)[labels], rest, held_out)
+    answers -= answers.mean(0)
+    line = LinearRegression(fit_intercept=False).fit(answers.reshape(-1, 1), (target - 1 / 3).reshape(-1, 1))
+    expected = r2_score(target, line.coef_.item() * answers + 1 / 3, multioutput="variance_weighted")
+    assert 0.3 < expected < 1
+    assert 1 - float(probe.weight @ probe.residual) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_loss_within_the_noise_is_none():
     """Of 60 images: as many right only before as only after, one more, or three more of three."""
     weight = torch.full((60,), 1 / 60)
 
-    def lost(only_before, only_after):
+    def lost(only_before, only_after, **least):
         before, after = torch.zeros(60), torch.zeros(60)
         before[:only_after] = after[-only_before:] = 1  # 1: wrong
-        return fitting.is_lost(before, after, weight)
+        return fitting.is_lost(before, after, weight, **least)
 
     assert not lost(10, 10)
     assert not lost(11, 10)
     assert lost(3, 0)
     assert lost(20, 10)
+    assert lost(20, 10, least=0.16)
+    assert not lost(20, 10, least=0.17)  # 10 of 60
 
 
 def test_what_a_user_sets_stands():
