@@ -131,13 +131,13 @@ def _fit_invariances(split, recipe, free):
     if symmetries:
         kept, words = probe.symmetries()
         values |= {name: name in kept for name in symmetries}
-        why = f"R² of a linear classifier: {words} ({among}; {TURNED} or a standard error may be lost)"
-        reasons |= dict.fromkeys(symmetries, why)
+        lose = f"{TURNED} or a standard error may be lost by each, transposed against as they are"
+        reasons |= dict.fromkeys(symmetries, f"R² of a linear classifier: {words} ({among}; {lose})")
     if "crop" in free:
         kept, words = probe.shifts()
         values["crop"] = CROPS[kept]
-        why = f"R² of a linear classifier: {words} ({among}; {SHIFTED} or a standard error may be lost)"
-        reasons["crop"] = why
+        lose = f"{SHIFTED} or a standard error may be lost"
+        reasons["crop"] = f"R² of a linear classifier: {words} ({among}; {lose})"
     return Fit(dataclasses.replace(recipe, **values), reasons)
 
 
