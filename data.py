@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 IMAGE_SUFFIXES = [".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm"]
 # A folder of a ready-made split, which is pooled and split again: train, Test, seg_train, images.
-SPLIT = r"(?i)(seg.)?(train(ing)?|val(id(ation)?)?|test(ing)?|pred|ima?ge?s?)(.?(set|images|\d+))*"
+SPLIT = r"(?i)(seg.)?(train(ing)?|val(id(ation)?)?|test(ing)?|pred|ima?ge?s?)(.?(set|data|images|\d+))*"
 TRAIN_PERCENT = 70
 
 
@@ -38,8 +38,13 @@ def find_images(folder, paths=None):
     places = {place for above in folders.values() for place in above}
     splits = {place for place in places if re.fullmatch(SPLIT, place[-1])}
     with_classes, with_folders = ({place[:-1] for place in some} for some in (places - splits, places))
+    in_parts = {p[-1] for p in places - splits if p[:-1] in splits}
+    # Where the parts of a ready-made split stand, and none of their classes ("unlabeled" is none then).
+    ready = {p[:-1] for p in splits & with_classes} - {p[:-1] for p in places - splits if p[-1] in in_parts}
     # "train" is a class beside "bus" and "car", unless folders stand in it.
-    splits -= {place for place in splits if place[:-1] in with_classes and place not in with_folders}
+    splits -= {p for p in splits if p[:-1] in with_classes - ready and p not in with_folders}
+    beside = {p for p in places - splits if p[:-1] in ready}
+    folders = {path: above for path, above in folders.items() if not beside & {*above}}
     folders = {path: [p[-1] for p in above if p not in splits] for path, above in folders.items()}
     while len({names[0] for names in folders.values() if names}) == 1:  # a wrapper that all stand in
         folders = {path: names[1:] for path, names in folders.items()}
@@ -49,10 +54,21 @@ def find_images(folder, paths=None):
         class_of = {path: name[1] for path, name in found.items() if name}
     if len(set(class_of.values())) < 2:
         raise ValueError(f"no two classes in {folder}: put the images of each class in a folder of its name")
-    # Pooled train/ and val/ folders may hold the same name twice: then the whole path is the name.
-    images = [(label, path.name, path) for path, label in class_of.items()]
-    seen = Counter((label, name) for label, name, _ in images)
-    return sorted((a, b if seen[a, b] == 1 else "-".join(parts_of[p]), p) for a, b, p in images)
+    return name_images([(label, path) for path, label in class_of.items()], folder)
+
+
+def name_images(images, folder):
+    """(class, path) pairs -> sorted (class, name, path): no name twice in a class, in whatever case."""
+    seen, named = Counter((label, path.name.lower()) for label, path in images), []
+    for label, path in sorted(images):
+        name = path.name
+        if seen[label, name.lower()] > 1:  # in pooled train/ and val/ folders: then it is the whole path
+            name = "-".join(path.relative_to(folder).parts)
+            while seen[label, name.lower()]:
+                name = f"_{name}"
+            seen[label, name.lower()] = 1
+        named.append((label, name, path))
+    return sorted(named)
 
 
 def decode(path, channels, pixel_range=(0, 65535)):

@@ -11,7 +11,9 @@ import contextlib
 import datetime
 import signal
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 from lab.bundle import bundle_names, check_output, file_name, redrawn, staged, zip_bundle
 from lab.errors import explain
@@ -62,15 +64,15 @@ def train_and_report(options, screen):
         )
         with screen.stage("Report"):
             report.write_code(record, staging.folder)
-            draw(record, options, staging.folder, screen)
+            draw(record, options, options.answers, staging.folder, screen)
     return record
 
 
-def draw(record, options, folder, screen):
+def draw(record, options, answers, folder, screen):
     """Draw the report into `folder`, and say what there is to say of it."""
     import report
 
-    for line, failed in report.write_report(record, folder, options.answers, options.latex):
+    for line, failed in report.write_report(record, folder, answers, options.latex):
         warn(line) if failed else screen.say(line, "yellow")
 
 
@@ -85,6 +87,7 @@ def report_only(options, screen):
         import report
         from lab.record import read_record
         from study import findings
+        from verify import check
 
         report.check_report(options.answers, options.latex, options.notebook)
         record = read_record(options.folder / "run" / "record.json")
@@ -95,7 +98,11 @@ def report_only(options, screen):
             named = findings.load_findings(options.diary, options.compare)
             record.findings.diary = named.diary if options.diary else record.findings.diary
             record.findings.comparison = named.comparison if options.compare else record.findings.comparison
-        draw(record, options, folder, screen)
+        with tempfile.TemporaryDirectory() as old:
+            own = options.answers or check.keep_answers(
+                folder / bundle_names(options.student_id)[0], Path(old)
+            )
+            draw(record, options, own, folder, screen)
     return record
 
 

@@ -75,12 +75,15 @@ def place(source, target):
     """Make `target` the same file as `source`: a hard link, else a symbolic link, else a copy.
 
     Where `source` is itself a symbolic link, the file that it leads to is meant: a hard link to the link
-    would lead nowhere from another folder. InputError if it is gone or if nothing can be written.
+    would lead nowhere from another folder. InputError if it is gone, if `target` is there already, or if
+    nothing can be written.
     """
     source = os.path.realpath(source)
     if not os.path.exists(source):
         raise InputError(f"{source} went away while the images were read: leave them there and run again")
     for how in (os.link, os.symlink, shutil.copyfile):
+        if os.path.lexists(target):  # a copy would go through a link, into another of the user's files
+            raise InputError(f"two images would be called {target.name}: rename one, {source}")
         try:
             how(source, target)
             return

@@ -203,7 +203,7 @@ def _naming(source):
     try:
         yield
     except InputError as error:
-        if source.folder.name == source.name:
+        if source.kind == "folder" and source.plain:  # its path is the one that was given
             raise
         said = str(error).replace(f"{source.folder}{os.sep}", "").replace(str(source.folder), source.name)
         raise InputError(said) from None

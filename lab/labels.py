@@ -3,9 +3,11 @@
 import codecs
 import csv
 import re
+import unicodedata
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
+import data
 from lab.archives import decode_names
 from lab.errors import InputError
 
@@ -58,10 +60,17 @@ def _index(folder, paths, table):
     return found
 
 
+def _key(cell):
+    """A cell as the index has paths."""
+    return re.sub(r"^(\./)+", "", cell.replace("\\", "/")).casefold()
+
+
 def _find(cell, index):
-    """The images that a cell of a table may mean: by its path, else by its last part."""
-    key = re.sub(r"^(\./)+", "", cell.replace("\\", "/")).casefold()
-    return index.get(key) or index.get(key.rpartition("/")[2], [])
+    """The images that a cell of a table may mean: by its path, else by as many of its last parts as fit."""
+    key = _key(cell)
+    while key not in index and "/" in key:
+        key = key.partition("/")[2]
+    return index.get(key, [])
 
 
 def table_beside(folder, files, paths):
@@ -70,6 +79,8 @@ def table_beside(folder, files, paths):
         try:
             rows, _ = _read_rows(folder / file)
         except InputError:
+            continue
+        if 2 * len(rows) < len(paths):
             continue
         index = _index(folder, paths, folder / file)
         for column in range(min(8, len(rows[-1]))):
@@ -111,12 +122,19 @@ def _label_column(header, image, table):
     )
 
 
+def _names_images(cells, index):
+    """How well the cells of a column name images, to compare: a number of rows may name one too, "7" of
+    7.png, but not as "7.png" does; and a class that is called 1 names one image over and over."""
+    found = [paths for cell in cells if (paths := _find(cell, index))]
+    with_suffix = sum(bool(PurePosixPath(cell.replace("\\", "/")).suffix) for cell in cells)
+    return len(found), len({path for paths in found for path in paths}), with_suffix
+
+
 def _columns(rows, index, named, table):
     """(rows without a header, the image column, the function that gives a row's label)."""
     width = max(map(len, rows))
     rows = [row + [""] * (width - len(row)) for row in rows]
-    hits = [sum(bool(_find(row[i], index)) for row in rows) for i in range(width)]
-    image = max(range(width), key=hits.__getitem__)
+    image = max(range(width), key=lambda i: _names_images([row[i] for row in rows], index))
     has_header = not _find(rows[0][image], index)
     header = rows[0] if has_header else [str(i + 1) for i in range(width)]
     rows = rows[has_header:]
@@ -150,8 +168,11 @@ def read_labels(text, folder, paths, left_out, notes):
         notes.append(f"{table.name} read as {encoding}, which it does not say itself")
     rows, image, label_of = _columns(rows, index, named, table)
     labels, gone = defaultdict(set), []
+    exact = {path for row in rows for path in index.get(_key(row[image]), [])}
     for row in rows:
         fits = _find(row[image], index)
+        if _key(row[image]) not in index:  # test/1.png is not the train/1.png that has a row of its own
+            fits = [path for path in fits if path not in exact]
         if len(fits) > 1:
             raise InputError(
                 f"{row[image]!r} in {table} fits {fits[0].as_posix()!r} and {fits[1].as_posix()!r}: write "
@@ -159,7 +180,8 @@ def read_labels(text, folder, paths, left_out, notes):
             )
         gone += [] if fits else [row[image]]
         for path in fits:
-            labels[path].add(label_of(row).strip().replace("/", "-"))
+            label = unicodedata.normalize("NFC", label_of(row).strip())
+            labels[path].add(label.replace("/", "-"))
     if gone:
         notes.append(f"{len(gone)} rows of {table.name} name no image that is there (as {gone[0][:80]!r})")
     images = []
@@ -172,13 +194,4 @@ def read_labels(text, folder, paths, left_out, notes):
             left_out[f"{why} in {table.name}"].append(path)
     if len({label for label, _ in images}) < 2:
         raise InputError(f"{table} gives no two classes: name the columns, --labels '{table}:image,label'")
-    name_of = _names([path for _, path in images])
-    return table, sorted((label, name_of[path], folder / path) for label, path in images)
-
-
-def _names(paths):
-    """{path: a file name of its own}: the whole path where names occur twice."""
-    seen = defaultdict(int)
-    for path in paths:
-        seen[path.name] += 1
-    return {path: path.name if seen[path.name] == 1 else "-".join(path.parts) for path in paths}
+    return table, data.name_images([(label, folder / path) for label, path in images], folder)

@@ -6,6 +6,7 @@ refused with the choice named.
 """
 
 import fnmatch
+import glob
 import os
 import re
 import unicodedata
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 import data
@@ -32,9 +34,10 @@ DEPTH = 64  # of folders in folders
 # Pictures for other programs. Some raw formats open as their small preview, which is worse than not at all.
 FOREIGN_IMAGES = re.compile(r"\.(hei[cf]|cr[23]|nef|arw|dng|orf|rw2|raf|raw|svg|eps|psd|ai|dcm|jxl)")
 MASK_FOLDER = re.compile(
-    r"(?i)masks?|la?b[ae]le?s?|lables?|ground[_ -]?truths?|gt|annotations?|segmentations?"
+    r"(?i)masks?|la?b[ae]le?s?|lables?|ground[_ -]?truths?|gt|annotations?"
+    r"|segment(ed|ations?)([_ -]?(class|object)s?)?|seg[_ -]?maps?"
 )
-MASK_NAME = re.compile(r"(?i)(.+?)[_-](mask|masks|label|labels|gt|seg|segmentation|template|temp)")
+MASK_NAME = re.compile(r"(?i)(.+?)[_-](mask|masks|label|labels|gt|seg|segmentation|template|temp)([_-]?\d+)?")
 
 
 class Probe(NamedTuple):
@@ -147,7 +150,9 @@ def _has_few_levels(path):
     """Whether four grey levels make up nearly all of an image: a mask, also one that was resized since."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            counts = sorted(count for count, _ in image.convert("L").getcolors(256))
+            deep = image.mode.startswith(("I", "F"))  # which Pillow would clip to white
+            grey = np.asarray(image if deep else image.convert("L"))
+            counts = sorted(np.unique(grey, return_counts=True)[1].tolist())
             return sum(counts[-4:]) > 0.9 * sum(counts)
     except Exception:  # a damaged file can raise nearly anything
         return False
@@ -228,12 +233,19 @@ def _word(name):
 
 def _check_depth(folder, images, notes):
     """InputError where class folders hold folders of their own, so that either could be the classes."""
-    inner = defaultdict(set)  # class -> the folders right below it
+    inner, glob_of = defaultdict(set), {}  # class -> the folders right below it, and what fits its files
     for label, _, path in images:
         parts = path.relative_to(folder).parts[:-1]
-        below = parts[parts.index(label) + 1 :] if label in parts else ()
+        place = parts.index(label) + 1 if label in parts else len(parts)
+        below = parts[place:]
+        glob_of.setdefault(label, glob.escape("/".join(parts[:place])) + "/*")
         below = [part for part in below if part != label and not re.fullmatch(data.SPLIT, part)]
         inner[label].update(below[:1])
+    if all(names and re.search("(?i)train|test|val", label) for label, names in inner.items()):
+        raise InputError(
+            f"{' and '.join(sorted(inner))} in {folder} are called as the parts of a ready-made split, and "
+            "hold folders: if these are the classes, call the parts train and test"
+        )
     for label, names in inner.items():
         words = {_word(name) for name in names} - {""}
         # crack/2024-05-01 and crack/batch 2 are no classes; a name that is one elsewhere is.
@@ -249,11 +261,12 @@ def _check_depth(folder, images, notes):
         if twin:
             raise InputError(
                 f"{label!r} and {twin!r} in {folder} both hold folders {shown}: if these are two sets, or "
-                f"one twice, add --exclude '{label}/*' or name one with --data; if classes, {one_level}"
+                f"one twice, add --exclude '{glob_of[label]}' or name one with --data; "
+                f"if classes, {one_level}"
             )
         raise InputError(
             f"{label!r} in {folder} holds folders of its own ({shown}) beside other classes: name it with "
-            f"--data for these, add --exclude '{label}/*', or {one_level}"
+            f"--data for these, add --exclude '{glob_of[label]}', or {one_level}"
         )
 
 
@@ -266,21 +279,23 @@ def _by_folders(folder, paths, files, masks, notes):
     except ValueError as error:
         if masks:
             path = next(iter(masks))
-            glob = f"{path.parent.as_posix()}/*" if path.parent.parts else path.name
-            ask += f"; {len(masks)} files look like masks: if a class is among them, add --include '{glob}'"
+            some = glob.escape(path.parent.as_posix()) + "/*" if path.parent.parts else path.name
+            ask += f"; {len(masks)} files look like masks: if a class is among them, add --include '{some}'"
         raise InputError(f"{error}{ask}") from None
     # One name written in two ways, as macOS and Windows do, is one class; its files need names of their own.
-    images = [(unicodedata.normalize("NFC", label), name, path) for label, name, path in images]
-    seen = Counter((label, name) for label, name, _ in images)
-    images = sorted(
-        (label, name if seen[label, name] == 1 else "-".join(path.relative_to(folder).parts), path)
-        for label, name, path in images
-    )
+    pairs = [(unicodedata.normalize("NFC", label), path) for label, _, path in images]
+    images = data.name_images(pairs, folder)
     counts = Counter(label for label, _, _ in images)
     in_folders = any(label in path.relative_to(folder).parts for label, _, path in images)
     words = {_word(label) for label in counts}
     from_names = not in_folders and (2 * list(counts.values()).count(1) > len(counts) or words <= CAMERA)
-    if from_names or (table and len(words) == 1):
+    from_names = from_names or all(re.fullmatch(data.SPLIT, label) for label in counts)  # train_0001.jpg
+    if table and len(words) == 1 and not from_names:
+        raise InputError(
+            f"{', '.join(sorted(counts)[:3])} in {folder} may be classes, and {table} names the images too: "
+            f"add --labels {table}, or --exclude '{table.name}' for the folders"
+        )
+    if from_names:
         example = images[0][2].relative_to(folder).as_posix()
         raise InputError(
             f"the names of files and folders in {folder} give no classes (as {example!r}): put the images of "
@@ -290,10 +305,11 @@ def _by_folders(folder, paths, files, masks, notes):
         notes.append(f"{table.name} names images too; the folders are used, --labels {table} takes the table")
     if not in_folders:
         notes.append("the classes are taken from the names of the files")
-    for label in counts:
+    for label in counts if in_folders else ():
         if re.fullmatch(data.SPLIT, label):
             notes.append(
-                f"the folder {label!r} is taken for a class: if it is not, add --exclude '{label}/*'"
+                f"the folder {label!r} is taken for a class: if it is not, add --exclude "
+                f"'{glob.escape(label)}/*'"
             )
     _check_depth(folder, images, notes)
     return images
@@ -310,7 +326,9 @@ def sort_files(folder, choices, left_out):
         suffix = path.suffix.lower()
         if FOREIGN_IMAGES.fullmatch(suffix):
             left_out[f"{suffix}, which is not read here: convert them to JPEG or PNG"].append(path)
-        elif is_archive_name(path) or suffix in FOREIGN:
+        elif suffix in FOREIGN:
+            left_out[f"{suffix} archives, which are not read here: unpack them"].append(path)
+        elif is_archive_name(path):
             left_out["archives, beside images that are not packed"].append(path)
         elif found := probe(folder / path):
             candidates[path] = found
@@ -362,12 +380,15 @@ def understand(folder, choices):
         raise InputError(f"no images in {folder}{f' ({found})' if found else ''}: check --data")
     for path in paths:
         check_name(path.as_posix())
+    files = [path for path in files if not _matches(path, choices.exclude)]
     if choices.labels:
         table, images = read_labels(choices.labels, folder, paths, left_out, notes)
         left_out = {reason: [p for p in some if folder / p != table] for reason, some in left_out.items()}
     else:
         images = _by_folders(folder, paths, files, masks, notes)
     used = {path for _, _, path in images}
+    for label in {label for label, _, _ in images}:
+        check_name(label)
     _check_classes({label for label, _, _ in images})
     if not choices.labels:
         left_out["beside the class folders"] += [path for path in paths if folder / path not in used]

@@ -110,13 +110,16 @@ def find_pictures(places, scratch, limits):
     limits.
     """
     found, left_out = [], defaultdict(list)
-    for number, place in enumerate(map(Path, places)):
-        before = f"{place.name}/" if len(places) > 1 else ""
+    places = list(dict.fromkeys(map(Path, places)))  # none twice
+    names = [place.name for place in places]
+    for number, place in enumerate(places):
+        own = place.name if names.count(place.name) == 1 else place.as_posix()
+        before = f"{own}/" if len(places) > 1 else ""
         if place.is_file() and archives.is_archive_name(place):
             place, home = scratch / str(number), place
             archives.unpack([home], home.parent, place, limits)
         elif place.is_file():
-            found.append((place.name, place))
+            found.append((own, place))
             continue
         if not place.is_dir():
             raise InputError(f"--predict {place}: there is no such picture, folder or zip")
@@ -235,6 +238,9 @@ def _written(predictor, pictures, path):
                 mark = ["unsure" if answer.unsure else "sure"] * marked
                 table.writerow([answer.name, answer.predicted, *mark, *answer.confidences])
                 yield answer
+        if not predictor.outcome.pictures:  # the table of before stays
+            first = predictor.outcome.unreadable[0]
+            raise InputError(f"no picture can be read, the first {first.file} ({first.reason})")
         text.detach()  # writes the rest, and leaves the file open
 
 

@@ -59,7 +59,8 @@ def ask(folder, record):
 
     InputError for what is wrong with them, and where they take too long or too much memory.
     """
-    request = {"folder": str(folder), "record": record and msgspec.to_builtins(record)}
+    # Whole: the process begins in a folder of its own.
+    request = {"folder": str(Path(folder).resolve()), "record": record and msgspec.to_builtins(record)}
     answer = _in_child(request)
     if "error" in answer:
         raise InputError(answer["error"])

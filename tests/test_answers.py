@@ -3,10 +3,12 @@
 import copy
 
 import pytest
+from conftest import call
 
 from lab.errors import InputError
 from lab.findings import Findings
 from report import answers, rehearsal
+from verify.pages import carried_files, open_pdf
 
 IN_CHILD = rehearsal._in_child  # before the tests' own takes its place
 
@@ -83,3 +85,20 @@ def test_our_own_answers_pass_the_trial_in_any_folder(tmp_path):
     for path in answers.ANSWERS.glob("*.md"):
         write(tmp_path / "a", path.read_text(encoding="utf-8"), path.name)
     answers.check_answers(tmp_path / "a")
+
+
+def test_an_own_answer_is_used_from_any_folder_and_kept_when_the_report_is_drawn_again(
+    bundle, tmp_path, monkeypatch
+):
+    """In a process of its own, as for a user: a folder that is named from where the user stands."""
+    made = bundle.copy_to(tmp_path)
+    monkeypatch.setattr(rehearsal, "_in_child", IN_CHILD)
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine", "My own words: {{ results.accuracy | percent }}.")
+    assert call(*made.args, "--report-only", "--answers", "mine", "--quiet") == 0
+    carried = carried_files(open_pdf(made.pdf.read_bytes()))
+    assert carried["answers/q06.filled.md"].decode().startswith("My own words: ")
+    assert call(*made.args, "--report-only", "--zip") == 0
+    assert carried_files(open_pdf(made.pdf.read_bytes())) == carried
+    (tmp_path / "mine" / "q06.md").write_text("{{ nothing }}")
+    assert call(*made.args, "--report-only", "--answers", "mine", "--quiet") == 2

@@ -14,7 +14,7 @@ from conftest import ROOT, call, refused, striped, zip_folder
 from PIL import Image
 
 import data
-from lab import archives, groups, intake, layout
+from lab import archives, files, groups, intake, layout
 from lab.errors import InputError
 from lab.limits import LIMITS
 from lab.recipe import Recipe
@@ -771,3 +771,136 @@ def test_a_row_that_fits_two_images_is_refused(tmp_path):
     rows = [f"{part}/{i}.png,{'ab'[i % 2]}" for part in "xy" for i in range(4)]
     (tmp_path / "t.csv").write_text("\n".join(["image,label", *rows]))
     assert counts(check(tmp_path / "d", labels=str(tmp_path / "t.csv"))) == {"a": 4, "b": 4}
+
+
+def test_no_two_images_get_one_name_and_no_original_is_written_over(tmp_path):
+    """Folders 2024-01 and 2024/01, a name that looks like a path, and two that differ only in case."""
+    folder = tmp_path / "d"
+    places = ["crack/2024-01/0.png", "crack/2024/01/0.png", "crack/3/1.PNG", "crack/4/1.png"]
+    places += ["crack/5/7.png", "crack/6/7.png", "crack/crack-5-7.png", *(f"ok/{i}.png" for i in range(6))]
+    for seed, place in enumerate(places):
+        draw(folder / place, 50 + seed)
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    assert counts(check(folder)) == {"crack": 7, "ok": 6}
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+    split = [path for path in (tmp_path / "run of d" / "split").rglob("*") if path.suffix.lower() == ".png"]
+    assert len({path.relative_to(tmp_path).as_posix().lower() for path in split}) == 13
+    assert {path.read_bytes() for path in split} == set(before.values())
+    with pytest.raises(InputError, match="two images would be called"):
+        files.place(folder / "ok/1.png", split[0])
+    assert split[0].read_bytes() in before.values()
+
+
+def test_what_stands_beside_the_parts_of_a_split_is_no_class(tmp_path):
+    parts = [f"{part}/{name}" for part in ("train", "test") for name in ("cat", "dog")]
+    folder = fill(tmp_path / "d", [*parts, "single_prediction"])
+    for i in range(3):
+        draw(folder / "val" / f"{i}.png", 2000 + i)  # without classes
+    facts = check(folder)
+    assert counts(facts) == {"cat": 8, "dog": 8}
+    assert left(facts) == {"beside the class folders": 7}
+    twice = fill(tmp_path / "x", [f"xray/{part}" for part in parts])
+    fill(twice, [f"xray/xray/{part}" for part in parts])
+    facts = check(twice)
+    assert counts(facts) == {"cat": 8, "dog": 8}
+    assert left(facts) == {"beside the class folders": 16}
+    pooled = fill(tmp_path / "p", ["cat", "dog", "bird", "test/cat", "test/dog"])
+    assert counts(check(pooled)) == {"bird": 4, "cat": 8, "dog": 8}
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["set - training/0", "set - training/1", "set - testing/0", "set - testing/1"], "ready-made split"),
+        (["[1]/a", "[1]/b", "[2]/a", "[2]/b"], r"--exclude '\[\[\]1\]/\*'"),
+    ],
+)
+def test_parts_that_are_not_known_as_such_are_refused(tmp_path, folders, message):
+    with pytest.raises(InputError, match=message):
+        check(fill(tmp_path / "d", folders))
+
+
+def test_parts_in_the_names_of_files_are_no_classes(tmp_path):
+    for part in ("train", "val"):
+        for i in range(6):
+            draw(tmp_path / "d" / "images" / part / f"{part}_{i:04}.png", 100 * len(part) + i)
+    with pytest.raises(InputError, match="give no classes"):
+        check(tmp_path / "d")
+    assert counts(check(fill(tmp_path / "e", ["train_data/0", "train_data/1", "test_data/0", "test_data/1"])))
+
+
+def test_numbered_masks_and_pictures_of_16_bits_beside_8(tmp_path):
+    folder = fill(tmp_path / "d", ["benign", "normal"], 5)
+    for number in ("", "_1", "-2"):
+        blob(folder / "benign" / f"benign_0_mask{number}.png")
+    facts = check(folder)
+    assert counts(facts) == {"benign": 5, "normal": 5}
+    assert left(facts) == {"look like masks or templates (called *_mask)": 3}
+    for i in range(5):  # 12 of 16 bits: brighter than white, where they are clipped
+        values = np.asarray(striped(i, i)).astype(np.uint16) * 16
+        Image.fromarray(values).save(folder / "normal" / f"normal_{i}.tif")
+    assert counts(check(folder))["normal"] == 10
+
+
+def test_a_column_of_row_numbers_names_no_images(tmp_path):
+    """0.png to 11.png, in a shuffled table with pandas' index; and labels 1 and 2 before the names."""
+    folder, rng = tmp_path / "d", np.random.default_rng(0)
+    for i in range(12):
+        draw(folder / f"{i}.png", 70 + i)
+    order = rng.permutation(12)
+    rows = [f"{row},{i}.png,{'ab'[i % 2]}" for row, i in enumerate(order)]
+    (tmp_path / "t.csv").write_text("\n".join([",filename,label", *rows]))
+    labels = labels_of(tmp_path / "t.csv", folder)
+    assert labels == {f"{i}.png": "ab"[i % 2] for i in range(12)}
+    rows = [f"{1 + i % 2},{i}.png" for i in order]
+    (tmp_path / "u.csv").write_text("\n".join(["label,filename", *rows]))
+    labels = labels_of(tmp_path / "u.csv", folder)
+    assert labels == {f"{i}.png": str(1 + i % 2) for i in range(12)}
+
+
+def labels_of(table, folder):
+    found = layout.understand(folder, Choices(labels=str(table)))
+    return {name: label for label, name, _ in found.images}
+
+
+def test_rows_of_another_part_and_paths_of_another_machine(tmp_path):
+    folder = fill(tmp_path / "d", ["cat", "dog"], 3)
+    for name in ("cat", "dog"):
+        for i in range(3):
+            (folder / name / f"{name}_{i}.png").rename(folder / name / f"{i}.png")
+    rows = [f"/content/data/{name}/{i}.png,{name.upper()}" for name in ("cat", "dog") for i in range(3)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]))
+    found = layout.understand(folder, Choices(labels=str(tmp_path / "t.csv")))
+    assert {(label, path.parent.name) for label, _, path in found.images} == {("CAT", "cat"), ("DOG", "dog")}
+    rows = [f"{name}/{i}.png,{name}" for name in ("cat", "dog") for i in range(3)]
+    rows += [f"{name}/{i}.png,other" for name in ("hen", "cow") for i in range(3)]
+    (tmp_path / "u.csv").write_text("\n".join(["path,label", *rows]))
+    found = layout.understand(folder, Choices(labels=str(tmp_path / "u.csv")))
+    assert [label for label, _, _ in found.images] == ["cat"] * 3 + ["dog"] * 3
+    assert any(note.startswith("6 rows of u.csv name no image") for note in found.notes)
+
+
+def test_labels_of_a_table_can_be_shown(tmp_path):
+    folder = fill(tmp_path / "d", ["a"], 8)
+    rows = [f"a_{i}.png,{'x' if i % 2 else chr(27) + '[2Jy'}" for i in range(8)]
+    (tmp_path / "t.csv").write_text("\n".join(["file,label", *rows]))
+    with pytest.raises(InputError, match="control characters"):
+        check(folder, labels=str(tmp_path / "t.csv"))
+
+
+def test_folders_of_digits_beside_a_table_are_a_choice(tmp_path):
+    folder = fill(tmp_path / "d", ["0", "1"])
+    rows = [f"{k}/{k}_{i}.png,{'ok' if k else 'crack'}" for k in (0, 1) for i in range(4)]
+    (folder / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    with pytest.raises(InputError, match=r"--labels .*labels.csv, or --exclude 'labels.csv'"):
+        check(folder)
+    assert counts(check(folder, exclude=("labels.csv",))) == {"0": 4, "1": 4}
+    assert counts(check(folder, labels=str(folder / "labels.csv"))) == {"crack": 4, "ok": 4}
+
+
+def test_messages_name_a_folder_as_it_was_given(tmp_path, monkeypatch):
+    fill(tmp_path, ["a"])
+    monkeypatch.chdir(tmp_path)
+    source = intake.open_source(".", tmp_path / "run")
+    with pytest.raises(InputError, match=r"cannot read the table no\.such\.csv"):
+        intake.read_images(source, RECIPE, tmp_path / "run" / "split", choices=Choices(labels="no.such.csv"))

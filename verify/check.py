@@ -170,6 +170,15 @@ def read_carried(pdf, run):
     return record, log
 
 
+def keep_answers(path, run):
+    """The folder below `run` with the student's answers that the PDF at `path` carries; None without any."""
+    with contextlib.suppress(InputError, OSError):  # it is gone, or was changed: then it is drawn anew
+        read_carried(open_pdf(path.read_bytes()), run)
+        if any((run / "answers").iterdir()):
+            return run / "answers"
+    return None
+
+
 def _settings(submission):
     """All that a Submission states but its id, by name."""
     values = submission._asdict()
@@ -186,7 +195,7 @@ def _check_stated(record, code, bundle, verdict):
     stated, written = _settings(submission_of(record)), _settings(submission)
     if other := [name for name in stated if stated[name] != written[name]]:
         faults.append(f"settings in the code are not the report's: {', '.join(other)}")
-    _, name, weights = bundle_names(bundle.student_id)
+    _, name, weights = bundle_names(record.student.id)  # a renamed file is still that file
     allowed = [hashlib.sha256(assemble_submission(submission).encode()).hexdigest()]
     allowed += [sha256(bundle.paths["py"])] if bundle.paths.get("py") else []
     if record.files.get(name) not in allowed and not faults:
