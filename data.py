@@ -54,21 +54,10 @@ def find_images(folder, paths=None):
         class_of = {path: name[1] for path, name in found.items() if name}
     if len(set(class_of.values())) < 2:
         raise ValueError(f"no two classes in {folder}: put the images of each class in a folder of its name")
-    return name_images([(label, path) for path, label in class_of.items()], folder)
-
-
-def name_images(images, folder):
-    """(class, path) pairs -> sorted (class, name, path): no name twice in a class, in whatever case."""
-    seen, named = Counter((label, path.name.lower()) for label, path in images), []
-    for label, path in sorted(images):
-        name = path.name
-        if seen[label, name.lower()] > 1:  # in pooled train/ and val/ folders: then it is the whole path
-            name = "-".join(path.relative_to(folder).parts)
-            while seen[label, name.lower()]:
-                name = f"_{name}"
-            seen[label, name.lower()] = 1
-        named.append((label, name, path))
-    return sorted(named)
+    # Pooled train/ and val/ folders may hold the same name twice: then the whole path is the name.
+    images = [(label, path.name, path) for path, label in class_of.items()]
+    seen = Counter((label, name) for label, name, _ in images)
+    return sorted((a, b if seen[a, b] == 1 else "-".join(parts_of[p]), p) for a, b, p in images)
 
 
 def decode(path, channels, pixel_range=(0, 65535)):

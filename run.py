@@ -13,7 +13,6 @@ import signal
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 from lab.bundle import bundle_names, check_output, file_name, redrawn, staged, zip_bundle
 from lab.errors import explain
@@ -99,9 +98,8 @@ def report_only(options, screen):
             record.findings.diary = named.diary if options.diary else record.findings.diary
             record.findings.comparison = named.comparison if options.compare else record.findings.comparison
         with tempfile.TemporaryDirectory() as old:
-            own = options.answers or check.keep_answers(
-                folder / bundle_names(options.student_id)[0], Path(old)
-            )
+            pdf = folder / file_name(options.student_id, "pdf")
+            own = options.answers or check.keep_answers(pdf, old)
             draw(record, options, own, folder, screen)
     return record
 

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import filelock
@@ -90,6 +91,20 @@ def place(source, target):
         except OSError as error:
             reason = error
     raise InputError(f"cannot write {target}: {reason.strerror}")
+
+
+def name_images(images, folder):
+    """(class, path) pairs -> sorted (class, name, path): no name twice in a class, in whatever case."""
+    seen, named = Counter((label, path.name.lower()) for label, path in images), []
+    for label, path in sorted(images):
+        name = path.name
+        if seen[label, name.lower()] > 1:  # in pooled train/ and val/ folders: then it is the whole path
+            name = "-".join(path.relative_to(folder).parts)
+            while seen[label, name.lower()]:
+                name = f"_{name}"
+            seen[label, name.lower()] = 1
+        named.append((label, name, path))
+    return sorted(named)
 
 
 def take_lock(path, busy):

@@ -7,9 +7,9 @@ import unicodedata
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-import data
 from lab.archives import decode_names
 from lab.errors import InputError
+from lab.files import name_images
 
 TABLES = (".csv", ".tsv", ".txt")
 LABEL_COLUMN = re.compile(r"(?i)labels?|class(es)?|class_?(name|id)|category|target|defect|type|dx")
@@ -194,4 +194,4 @@ def read_labels(text, folder, paths, left_out, notes):
             left_out[f"{why} in {table.name}"].append(path)
     if len({label for label, _ in images}) < 2:
         raise InputError(f"{table} gives no two classes: name the columns, --labels '{table}:image,label'")
-    return table, data.name_images([(label, folder / path) for label, path in images], folder)
+    return table, name_images([(label, folder / path) for label, path in images], folder)

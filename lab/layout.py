@@ -21,6 +21,7 @@ from PIL import Image
 import data
 from lab.archives import FOREIGN, is_archive_name, is_image_name
 from lab.errors import InputError, printable
+from lab.files import name_images
 from lab.labels import read_labels, table_beside
 from lab.record import LeftOut
 
@@ -284,7 +285,7 @@ def _by_folders(folder, paths, files, masks, notes):
         raise InputError(f"{error}{ask}") from None
     # One name written in two ways, as macOS and Windows do, is one class; its files need names of their own.
     pairs = [(unicodedata.normalize("NFC", label), path) for label, _, path in images]
-    images = data.name_images(pairs, folder)
+    images = name_images(pairs, folder)
     counts = Counter(label for label, _, _ in images)
     in_folders = any(label in path.relative_to(folder).parts for label, _, path in images)
     words = {_word(label) for label in counts}

@@ -75,11 +75,22 @@ def test_what_cannot_be_read_is_listed_and_stops_nothing(copy, pictures, capsys)
     assert "unreadable: broken.png" in capsys.readouterr().out
 
 
-def test_all_unreadable_is_said_too(copy, tmp_path):
+def test_where_nothing_can_be_read_the_table_of_before_stays(copy, pictures, tmp_path, capsys):
+    predict(copy, pictures)
+    table = copy.folder / "predictions" / "predictions.csv"
+    before = table.read_text()
     (tmp_path / "empty.jpg").touch()
-    rows, page = predict(copy, tmp_path / "empty.jpg")
-    assert rows == []
-    assert "1 files cannot be read" in page
+    assert "empty.jpg (" in refused(capsys, *copy.args, "--predict", tmp_path / "empty.jpg")
+    assert table.read_text() == before
+
+
+def test_pictures_of_two_folders_of_one_name_can_be_told_apart(copy, tmp_path):
+    places = [tmp_path / day / "line1" for day in ("monday", "tuesday")]
+    for place in places:
+        place.mkdir(parents=True)
+        striped(0, 1).save(place / "1.png")
+    rows, _ = predict(copy, places[0], more=(places[1], places[0]))
+    assert [row["file"] for row in rows] == [(place / "1.png").as_posix() for place in places]
 
 
 def test_less_confident_answers_are_marked(copy, pictures, capsys):

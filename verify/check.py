@@ -172,6 +172,7 @@ def read_carried(pdf, run):
 
 def keep_answers(path, run):
     """The folder below `run` with the student's answers that the PDF at `path` carries; None without any."""
+    run = Path(run)
     with contextlib.suppress(InputError, OSError):  # it is gone, or was changed: then it is drawn anew
         read_carried(open_pdf(path.read_bytes()), run)
         if any((run / "answers").iterdir()):
