@@ -86,7 +86,7 @@ def report_only(options, screen):
         import report
         from lab.record import read_record
         from study import findings
-        from verify import check
+        from verify.pages import keep_answers
 
         report.check_report(options.answers, options.latex, options.notebook)
         record = read_record(options.folder / "run" / "record.json")
@@ -99,7 +99,7 @@ def report_only(options, screen):
             record.findings.comparison = named.comparison if options.compare else record.findings.comparison
         with tempfile.TemporaryDirectory() as old:
             pdf = folder / file_name(options.student_id, "pdf")
-            own = options.answers or check.keep_answers(pdf, old)
+            own = options.answers or keep_answers(pdf, old)
             draw(record, options, own, folder, screen)
     return record
 

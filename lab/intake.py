@@ -23,7 +23,7 @@ from PIL import ImageFile
 
 import data
 from lab import archives, fitting, layout, synthetic
-from lab.errors import InputError, told
+from lab.errors import InputError, printable, told
 from lab.files import place, write_whole
 from lab.groups import compile_group, group_images
 from lab.limits import LIMITS, MANY_PIXELS
@@ -85,7 +85,13 @@ def open_source(path, run, limits=LIMITS):
             return Source(path, "folder", path.resolve().name)
         notes = archives.unpack(packed, path, unpacked, limits)
         read = ", ".join(archive.name for archive in packed[:4])
-        return Source(unpacked, "folder", path.resolve().name, False, (f"unpacked {read}", *notes))
+        notes = [f"unpacked {read}", *notes]
+        if beside := [p for p in layout.walk(path, defaultdict(list)) if not archives.is_archive_name(p)]:
+            name = printable(beside[0].as_posix())
+            notes.append(
+                f"{len(beside)} files beside the archives are not used (as {name}): unpack all to use them"
+            )
+        return Source(unpacked, "folder", path.resolve().name, False, tuple(notes))
     if not path.is_file():
         raise InputError(f"--data {path}: there is no such zip or folder")
     archives.check_whole(path)

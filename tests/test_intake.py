@@ -904,3 +904,13 @@ def test_messages_name_a_folder_as_it_was_given(tmp_path, monkeypatch):
     source = intake.open_source(".", tmp_path / "run")
     with pytest.raises(InputError, match=r"cannot read the table no\.such\.csv"):
         intake.read_images(source, RECIPE, tmp_path / "run" / "split", choices=Choices(labels="no.such.csv"))
+
+
+def test_what_lies_beside_archives_is_counted(tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in ("crack", "ok"):
+        zip_folder(fill(tmp_path / name, [name]) / name, tmp_path / "d" / f"{name}.zip")
+    fill(tmp_path / "d", ["scratch"], 3)
+    notes = check(tmp_path / "d").notes
+    said = "3 files beside the archives are not used (as scratch/scratch_0.png): unpack all to use them"
+    assert said in notes

@@ -33,7 +33,7 @@ from report import drawing
 from report.answers import ANSWERS, FILLED, QUESTIONS, answer_texts, own_answers
 from report.submission import assemble_submission, submission_of
 from verify.code import read_bounded, read_code
-from verify.pages import PDF_BYTES, carried_files, compare_pages, open_pdf
+from verify.pages import PDF_BYTES, carried_files, compare_pages, open_pdf, put_answers
 
 HOLDS, EDITED = "holds", "holds, code edited"
 FAILED, OTHER_MODEL = "FAILED", "not evaluated: the model was changed"
@@ -158,26 +158,9 @@ def read_carried(pdf, run):
         raise InputError(f"the record in the PDF is damaged ({error})") from None
     if record.schema != SCHEMA:
         raise InputError("the record in the PDF was written by another version of this project")
-    (run / "answers").mkdir()
-    for name, content in files.items():
-        target = (run / name).resolve()
-        # An answer whose look-ups are still to be done is a template: none of a stranger's is filled here.
-        template = name.lower().endswith(".md") and not name.endswith(FILLED)
-        if target.is_relative_to(run.resolve() / "answers") and not template:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+    put_answers(files, run)
     (run / "training.log").write_text(log, encoding="utf-8")
     return record, log
-
-
-def keep_answers(path, run):
-    """The folder below `run` with the student's answers that the PDF at `path` carries; None without any."""
-    run = Path(run)
-    with contextlib.suppress(InputError, OSError):  # it is gone, or was changed: then it is drawn anew
-        read_carried(open_pdf(path.read_bytes()), run)
-        if any((run / "answers").iterdir()):
-            return run / "answers"
-    return None
 
 
 def _settings(submission):

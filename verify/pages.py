@@ -1,10 +1,14 @@
 """The submitted PDF: what it carries, and whether its pages look like those that are drawn here."""
 
+import contextlib
+from pathlib import Path
+
 import numpy as np
 import pypdfium2
 import pypdfium2.raw as pdfium
 
 from lab.errors import InputError
+from report.answers import FILLED
 
 PDF_BYTES = 10**8
 CARRIED_BYTES, CARRIED_FILES = 10**8, 100
@@ -35,6 +39,28 @@ def carried_files(pdf):
     except pypdfium2.PdfiumError as error:
         raise InputError(f"the PDF's attachments cannot be read ({error})") from None
     return found
+
+
+def put_answers(files, run):
+    """Write the answers among the files that a PDF carries, with their pictures, into run/answers."""
+    (run / "answers").mkdir()
+    for name, content in files.items():
+        target = (run / name).resolve()
+        # An answer whose look-ups are still to be done is a template: none of a stranger's is filled here.
+        template = name.lower().endswith(".md") and not name.endswith(FILLED)
+        if target.is_relative_to(run.resolve() / "answers") and not template:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+
+
+def keep_answers(path, run):
+    """The folder in `run` with the student's answers that the PDF at `path` carries; None without any."""
+    run = Path(run)
+    with contextlib.suppress(InputError, OSError):  # it is gone, or was changed: then it is drawn anew
+        put_answers(carried_files(open_pdf(path.read_bytes())), run)
+        if any((run / "answers").iterdir()):
+            return run / "answers"
+    return None
 
 
 def _active(pdf):
