@@ -52,12 +52,13 @@ class Images(NamedTuple):
 
 
 def check_folder(folder, limits):
-    """InputError if a folder holds too many files, or an image that is too large."""
+    """The paths of the files below a folder. InputError if they are too many, or an image is too large."""
     paths = layout.walk(folder, defaultdict(list), limits.images)
     archives.check_count(folder, len(paths), limits)
     for path in paths:
         if archives.is_image_name(path) and os.path.exists(folder / path):
             archives.check_size(path.as_posix(), folder, os.stat(folder / path).st_size, limits)
+    return paths
 
 
 def default_source():
@@ -79,14 +80,14 @@ def open_source(path, run, limits=LIMITS):
         synthetic.write_dataset(path)
     path, unpacked = Path(path), run / "dataset"
     if path.is_dir():
-        check_folder(path, limits)
+        files = check_folder(path, limits)
         packed = archives.inner_archives(path)
         if not packed or archives.has_classes(path):
             return Source(path, "folder", path.resolve().name)
         notes = archives.unpack(packed, path, unpacked, limits)
         read = ", ".join(archive.name for archive in packed[:4])
         notes = [f"unpacked {read}", *notes]
-        if beside := [p for p in layout.walk(path, defaultdict(list)) if not archives.is_archive_name(p)]:
+        if beside := [file for file in files if not archives.is_archive_name(file)]:
             name = printable(beside[0].as_posix())
             notes.append(
                 f"{len(beside)} files beside the archives are not used (as {name}): unpack all to use them"

@@ -220,9 +220,11 @@ def check_name(name):
 
 
 def _check_classes(classes):
-    """InputError where names of classes differ only in case: one folder on Windows and macOS."""
+    """InputError where names of classes cannot be shown, or differ only in case: one folder on Windows and
+    macOS."""
     first_of = {}
     for name in sorted(classes):
+        check_name(name)
         if (other := first_of.setdefault(name.casefold(), name)) != name:
             raise InputError(f"the classes {other!r} and {name!r} differ only in case: rename one")
 
@@ -381,15 +383,14 @@ def understand(folder, choices):
         raise InputError(f"no images in {folder}{f' ({found})' if found else ''}: check --data")
     for path in paths:
         check_name(path.as_posix())
-    files = [path for path in files if not _matches(path, choices.exclude)]
+    excluded = {*left_out.get("--exclude", ())}
+    files = [path for path in files if path not in excluded]
     if choices.labels:
         table, images = read_labels(choices.labels, folder, paths, left_out, notes)
         left_out = {reason: [p for p in some if folder / p != table] for reason, some in left_out.items()}
     else:
         images = _by_folders(folder, paths, files, masks, notes)
     used = {path for _, _, path in images}
-    for label in {label for label, _, _ in images}:
-        check_name(label)
     _check_classes({label for label, _, _ in images})
     if not choices.labels:
         left_out["beside the class folders"] += [path for path in paths if folder / path not in used]
