@@ -11,6 +11,7 @@ import io
 import itertools
 import re
 import warnings
+from functools import lru_cache
 from operator import attrgetter
 from urllib.parse import unquote
 
@@ -139,7 +140,10 @@ def excerpts(record):
     program, file = assemble_submission(submission_of(record)), file_name(record.student.id, "py")
 
     def code(name, start=None, end=None):
-        text, first, last = source.excerpt(program, name, start, end)
+        try:
+            text, first, last = source.excerpt(program, name, start, end)
+        except LookupError as error:  # so for any record: before the training, too
+            raise jinja2.TemplateRuntimeError(error.args[0]) from None
         lines = f"line {first}" if first == last else f"lines {first}–{last}"
         return Markdown(f"\n```python {file}, step {source.step_of(program, first)}, {lines}\n{text}\n```\n")
 
@@ -376,10 +380,20 @@ def tokens(text):
     return [*parsed, *(child for token in parsed for child in token.children or [])]
 
 
+@lru_cache
+def _targets():
+    """The names of what an answer can refer to; some stand in a report only where there is what they show."""
+    template = (TEMPLATES / "report.html.j2").read_text(encoding="utf-8")
+    named = re.findall(r"(?:section|label)\('[^']*', '([\w-]+)'\)|plot\('([\w-]+)'", template)
+    return sorted({a or b for a, b in named} | {key for key, *_ in QUESTIONS} | {"samples-train", "samples-test"})
+
+
 def _check_parts(path, text):
     """InputError for a link, picture or formula that cannot be shown; one with a look-up in it is left."""
     for token in tokens(text):
         url = token.attrs.get("src") or token.attrs.get("href") or ""
+        if url.startswith("#") and not (url.startswith("#eq-") or url[1:] in _targets()):
+            raise InputError(f"{path.name}: there is no {url[:80]}; there are {', '.join(_targets())}")
         if token.type == "link_open" and url.strip().lower().startswith("file:"):
             raise InputError(
                 f"{path.name}: {url[:80]} is a file of this machine: no reader can follow that link"
@@ -392,7 +406,8 @@ def _check_parts(path, text):
             try:
                 formulas.drawn(latex, token.type.startswith("math_block"))
             except Exception as error:  # ziamath raises many kinds for what it cannot set
-                raise InputError(f"{path}: cannot set the formula {latex!r}: {error}") from None
+                why = str(error) or type(error).__name__
+                raise InputError(f"{path}: cannot set the formula {latex!r}: {why}") from None
 
 
 def _check_formula(path, latex):
@@ -420,6 +435,9 @@ def check_answers(folder):
             raise InputError(f"{path}: no question has this name; they are {', '.join(known)}")
         if not path.is_file():
             raise InputError(f"{path} is not a file")
+    for path in sorted(folder.iterdir()):
+        if f"{path.stem}.md" in known and path.suffix.lower() not in {".md", *PICTURES}:
+            raise InputError(f"{path} is not read: save it as Markdown, {path.stem}.md")
     rehearsal.ask(folder, None)
 
 

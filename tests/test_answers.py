@@ -74,11 +74,23 @@ def test_an_answer_cannot_change_what_was_measured(tmp_path, limits):
         ),
         ("$" + "{ " * 21 + "x" + " }" * 21 + "$", "nested too deep"),
         ("$" + "x+" * 1500 + "x$", "is too long"),
+        ("{{ code('Nope') }}", r"q06\.md.*the code has no Nope"),
+        ("{{ code('ViT', 'no such line') }}", r"q06\.md.*ViT has no line with 'no such line'"),
+        ("See [](#nope).", r"q06\.md: there is no #nope; there are .*table-recipe"),
+        ("See [the table](#table-recipes).", r"q06\.md: there is no #table-recipes"),
+        (r"$\frac{1}$", r"q06\.md: cannot set the formula .*: \w+"),
     ],
 )
 def test_faults_show_before_the_training_and_not_after_it(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         answers.check_answers(write(tmp_path / "a", text))
+
+
+def test_an_answer_in_another_format_is_not_passed_over(tmp_path):
+    folder = write(write(tmp_path / "a", "Mine."), "Mine, too.", "q08.txt")
+    (folder / "q06.png").write_bytes(b"a picture may have an answer's name")
+    with pytest.raises(InputError, match=r"q08\.txt is not read: save it as Markdown, q08\.md"):
+        answers.check_answers(folder)
 
 
 def test_our_own_answers_pass_the_trial_in_any_folder(tmp_path):

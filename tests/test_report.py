@@ -768,6 +768,8 @@ def test_figures_tables_and_sections_are_numbered_in_order_and_linked(bundle):
     ids = re.findall(r' id="([\w-]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'<a [^>]*href="#([\w-]+)"', page)) <= set(ids)
+    referable = set(re.findall(r'<(?:h2|figure|table|li) id="([\w-]+)"', page))
+    assert referable <= {*answers._targets(), *render.QUESTION_NAMES}  # what an answer can refer to
     assert 'href="#eq-1">equation 1</a>' in page
     assert 'href="#ref-vit">[1]</a>' in page
 
