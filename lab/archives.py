@@ -91,6 +91,13 @@ FREQUENT = {
 }
 
 
+def _is_sparse(names):
+    """Whether at most two of five letters are not ASCII, in those words of the names that have such ones."""
+    words = {word for name in names for word in re.findall(r"[^\W\d_]+", name) if not word.isascii()}
+    letters = "".join(words)
+    return 5 * sum(not c.isascii() for c in letters) <= 2 * len(letters)
+
+
 def decode_names(raw):
     """(the names, their encoding) of a zip's byte strings without the UTF-8 flag; it is None for ASCII, and
     where it cannot be told."""
@@ -106,7 +113,9 @@ def decode_names(raw):
             share = sum(map(is_frequent, letters)) / len(letters)
             # Hangul have frequent codes of GBK too, but of its first half: so many there are no chance.
             korean = candidate == "euc_kr" and share == best == 1 and len(letters) >= 6
-            if share > best or korean:
+            # The ö of DOS and the letter after it can be a frequent kanji; most letters around it are ASCII.
+            latin = candidate == "cp437" and share == best == 1 and _is_sparse(decoded)
+            if share > best or korean or latin:
                 best, encoding, names = share, candidate, decoded
     return names, encoding
 
@@ -115,7 +124,10 @@ def _zip_members(path, archive):
     """(Members, notes) of an open zip."""
     notes = []
     entries = [e for e in archive.infolist() if e.filename and not e.is_dir()]
-    entries = [e for e in entries if not stat.S_ISLNK(e.external_attr >> 16)]
+    links = [e for e in entries if stat.S_ISLNK(e.external_attr >> 16)]
+    if links:
+        notes.append(f"links in {path.name} are not followed: {len(links)}, as {links[0].filename}")
+        entries = [e for e in entries if e not in links]
     if any(entry.flag_bits & 1 for entry in entries):
         raise InputError(f"{path} is encrypted: unpack it and give the folder")
     if any(entry.compress_type == DEFLATE64 for entry in entries):
@@ -136,8 +148,12 @@ def _zip_members(path, archive):
     return members, notes
 
 
-def _tar_members(archive):
-    return [Member(e.name, e.size, lambda e=e: archive.extractfile(e)) for e in archive if e.isreg()], []
+def _tar_members(path, archive):
+    """(Members, notes) of an open tar."""
+    entries = list(archive)
+    links = [e.name for e in entries if e.issym() or e.islnk()]
+    notes = [f"links in {path.name} are not followed: {len(links)}, as {links[0]}"] if links else []
+    return [Member(e.name, e.size, lambda e=e: archive.extractfile(e)) for e in entries if e.isreg()], notes
 
 
 @contextlib.contextmanager
@@ -154,7 +170,7 @@ def _opened(path):
                 yield _zip_members(path, archive)
         elif tarfile.is_tarfile(path):
             with tarfile.open(path) as archive:
-                yield _tar_members(archive)
+                yield _tar_members(path, archive)
         else:
             refuse(path)
     except DAMAGED as error:
@@ -279,7 +295,8 @@ def _targets(archives, home, folder):
     """{archive: its folder in `folder`} of several below `home`: where it lies there, and its name.
 
     The name goes without its number, as the parts of a large download, "set-001.zip" and "set-002.zip", hold
-    one tree. Those that hold images of the same name are no such parts, and keep their numbers.
+    one tree. Those that hold images of the same name are no such parts, and keep their numbers; so do
+    "defect1.zip" and "defect2.zip" beside "good.zip", unless they hold the same folder.
     """
     stem_of = {archive: re.sub(r"(?i)(\.tar)?\.\w+$", "", archive.name) for archive in archives}
     sets = defaultdict(list)
@@ -288,11 +305,15 @@ def _targets(archives, home, folder):
         sets[folder / archive.parent.relative_to(home) / name].append(archive)
     targets = {}
     for target, some in sets.items():
-        names = []
+        names, tops = [], []
         for archive in some if len(some) > 1 else ():
             with _opened(archive) as (members, _):
-                names += [m.name.casefold() for m in members if is_image_name(m.name) and "/." not in m.name]
-        whole = len(set(names)) < len(names)
+                held = [m.name.casefold() for m in members if is_image_name(m.name) and "/." not in m.name]
+            names += held
+            tops += {name.partition("/")[0] for name in held if "/" in name}
+        numbered = all(re.search(r"\d{3}\)?$", stem_of[archive]) for archive in some)
+        parts = len(sets) == 1 or numbered or len(set(tops)) < len(tops)
+        whole = not parts or len(set(names)) < len(names)
         targets |= {a: target.with_name(stem_of[a]) if whole else target for a in some}
     return targets
 
@@ -341,5 +362,6 @@ def check_whole(path):
         ]
         if len(parts) > 1:
             raise InputError(
-                f"{path} is one of {len(parts)} zips of one set: put them into one folder and give that"
+                f"{path} is one of {len(parts)} zips of one set: put them into one folder and give that, or "
+                "rename it if it holds the whole set"
             )

@@ -39,9 +39,10 @@ def near_copies(pixels, rows):
     angles nearly (Johnson and Lindenstrauss 1984): comparing whole thumbnails would cost 16 times as much.
     """
     thumbs = torch.empty(len(rows), THUMBNAIL**2)
-    for thumb, row in zip(thumbs, rows):  # one by one: as float they take four times the memory
-        grey = torch.from_numpy(pixels[row]).float().mean(0, keepdim=True)
-        thumb[:] = F.adaptive_avg_pool2d(grey, THUMBNAIL).flatten()
+    for thumb, part in zip(thumbs.split(16), torch.from_numpy(rows).split(16)):  # as float they are larger
+        grey = torch.from_numpy(pixels[part]).float()
+        grey = grey.mean(1) if grey.shape[1] > 1 else grey[:, 0]
+        thumb[:] = F.adaptive_avg_pool2d(grey, THUMBNAIL).flatten(1)
     thumbs -= thumbs.mean(0)
     thumbs -= thumbs.mean(1, keepdim=True)
     norm = thumbs.norm(dim=1)

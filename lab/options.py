@@ -13,6 +13,7 @@ from lab.recipe import Recipe, free_names, load_recipe, named_recipes, parse_set
 from lab.record import Choices
 
 OUTPUTS = Path("outputs")
+KEPT = ("latex", "notebook", "zip", "tensorboard", "no-verify")  # flags of a run that --resume needs again
 FRESH = "fresh"  # in place of a study's file: make the study now
 EXAMPLES = """\
 examples:
@@ -80,7 +81,7 @@ class Options:
         flags += ["--output-dir", str(self.output_dir)] if self.output_dir != OUTPUTS else []
         flags += ["--device", self.device] if self.device != "auto" else []
         flags += ["--answers", str(self.answers)] if self.answers else []
-        flags += [f"--{name}" for name in ("latex", "notebook", "zip", "tensorboard") if getattr(self, name)]
+        flags += [f"--{name}" for name in KEPT if getattr(self, name.replace("-", "_"))]
         flags += ["--onnx", str(self.onnx)] if self.onnx else []
         return shlex.join(flags)
 
@@ -102,6 +103,16 @@ class Options:
         return not (self.no_verify or self.report_only)
 
 
+class Once(argparse.Action):
+    """Sets a flag's value; a second one would take the place of the first without a word."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if self.dest in (given := namespace.__dict__.setdefault("given", set())):
+            parser.error(f"{option_string} is given twice")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 def make_parser():
     """The argparse parser of run.py."""
     hyperparameters = "".join(
@@ -117,6 +128,7 @@ def make_parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.register("action", None, Once)
     for add in (_add_data, _add_training, _add_outputs, _add_afterwards):
         add(parser)
     return parser

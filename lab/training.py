@@ -18,7 +18,7 @@ import train
 from data import BatchLoader
 from lab.errors import is_out_of_memory, told
 from lab.machine import keep_freed_memory
-from lab.steps import batched, capture, in_parts
+from lab.steps import batched, capture, in_parts, without_compiler
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -53,6 +53,7 @@ def on_device(split, device):
 def prepare(train_split, test_split, recipe, device, precision, *, model=None, optimizers=None):
     """The Setup of a training on two data.Splits: by default of the recipe's ViT with its optimizers."""
     keep_freed_memory()
+    without_compiler()
     if model is None:
         model = train.make_model(recipe, len(train_split.classes))
     model.to(device)

@@ -385,7 +385,8 @@ def _targets():
     """The names of what an answer can refer to; some stand in a report only where there is what they show."""
     template = (TEMPLATES / "report.html.j2").read_text(encoding="utf-8")
     named = re.findall(r"(?:section|label)\('[^']*', '([\w-]+)'\)|plot\('([\w-]+)'", template)
-    return sorted({a or b for a, b in named} | {key for key, *_ in QUESTIONS} | {"samples-train", "samples-test"})
+    named = {section or plot for section, plot in named} | {"samples-train", "samples-test"}
+    return sorted(named | {key for key, *_ in QUESTIONS})
 
 
 def _check_parts(path, text):

@@ -1,6 +1,7 @@
 """Data sets as people really have them: understood with every file accounted for, or refused in one line."""
 
 import io
+import stat
 import struct
 import subprocess
 import sys
@@ -392,6 +393,8 @@ def zip_as(path, names, encode):
         ("shift_jis", ["キズ", "ひび割れ"]),
         ("euc_kr", ["균열", "긁힘", "함몰", "기포"]),
         ("cp437", ["Kratzer", "Einschlüsse", "größe"]),
+        ("cp437", ["Größe", "Rost"]),  # ö and ß are a kanji, too
+        ("shift_jis", ["スクラッチ_scratch", "スクラッチ"]),  # all of it Latin letters in DOS' code page
         ("utf-8", ["裂紋", "größe"]),
     ],
 )
@@ -467,6 +470,45 @@ def test_zips_that_share_file_names_are_kept_apart(tmp_path):
     (tmp_path / "run of e").rename(tmp_path / "before")
     with pytest.raises(InputError, match="as another archive: rename one"):
         check(tmp_path / "e")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_links_in_archives_are_counted(tmp_path, kind):
+    folder = fill(tmp_path / "d", ["a", "b"])
+    path = tmp_path / f"d.{kind}"
+    if kind == "zip":
+        link = zipfile.ZipInfo("a/link.png")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        with zipfile.ZipFile(zip_folder(folder, path), "a") as archive:
+            archive.writestr(link, "/etc/passwd")
+    else:
+        (folder / "a" / "link.png").symlink_to("a_0.png")
+        with tarfile.open(path, "w") as archive:
+            archive.add(folder, ".")
+    facts = check(path)
+    assert counts(facts) == {"a": 4, "b": 4}
+    (note,) = (n for n in facts.notes if "links" in n)
+    assert note.startswith(f"links in d.{kind} are not followed: 1, as ") and note.endswith("a/link.png")
+
+
+@pytest.mark.parametrize("inside", ["", "own/"], ids=["flat", "in a folder"])
+def test_zips_of_numbered_classes_are_no_parts_of_one(tmp_path, inside):
+    (tmp_path / "e").mkdir()
+    for number, name in enumerate(("defect1", "defect2", "good")):
+        for i in range(4):
+            place = tmp_path / name / inside.replace("own", name)
+            draw(place / f"{10 * number + i}.png", 10 * number + i)
+        zip_folder(tmp_path / name, tmp_path / "e" / f"{name}.zip")
+    assert counts(check(tmp_path / "e")) == {"defect1": 4, "defect2": 4, "good": 4}
+
+
+def test_parts_of_one_class_beside_another_are_put_together(tmp_path):
+    (tmp_path / "e").mkdir()
+    for number, name in enumerate(("crack-001", "crack-002", "good-001")):
+        for i in range(4):
+            draw(tmp_path / name / name.partition("-")[0] / f"{10 * number + i}.png", 10 * number + i)
+        zip_folder(tmp_path / name, tmp_path / "e" / f"{name}.zip")
+    assert counts(check(tmp_path / "e")) == {"crack": 8, "good": 4}
 
 
 REFUSED = [

@@ -84,6 +84,12 @@ def test_where_nothing_can_be_read_the_table_of_before_stays(copy, pictures, tmp
     assert table.read_text() == before
 
 
+def test_a_picture_whose_name_is_a_formula_is_none_in_the_table(copy, tmp_path):
+    striped(0, 1).save(tmp_path / "=1+1.png")
+    rows, _ = predict(copy, tmp_path / "=1+1.png")
+    assert [row["file"] for row in rows] == ["'=1+1.png"]
+
+
 def test_pictures_of_two_folders_of_one_name_can_be_told_apart(copy, tmp_path):
     places = [tmp_path / day / "line1" for day in ("monday", "tuesday")]
     for place in places:

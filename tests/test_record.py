@@ -92,6 +92,8 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
     write_csv(path, ["a", "b"], [['x, "y"', 1]])  # a name may have commas
     assert list(csv.reader(path.read_text().splitlines())) == [["a", "b"], ['x, "y"', "1"]]
+    write_csv(path, ["a", "b"], [["=HYPERLINK(1)", -1.5]])  # nor is it a formula; a number is
+    assert path.read_text() == "a,b\n'=HYPERLINK(1),-1.5\n"
 
 
 def test_a_power_cut_finds_the_old_file_or_the_new_one(tmp_path, monkeypatch):

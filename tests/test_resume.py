@@ -126,7 +126,7 @@ def test_a_killed_run_goes_on_and_ends_like_an_uncut_one(folder, tmp_path):
         assert not (outputs / "9").exists()
         if kind != signal.SIGKILL:
             assert process.returncode == 130
-            assert f"--student-id 9 --resume --output-dir {outputs} --device cpu goes on" in said
+            assert f"--student-id 9 --resume --output-dir {outputs} --device cpu --no-verify goes on" in said
         call = command(folder, outputs, "--resume")
     print(f"killed {kills} times")
     assert kills
@@ -309,7 +309,7 @@ def test_a_fault_in_the_report_costs_no_training_and_publishes_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "write_report", fail)
         assert call(*args, "--data", folder, *TINY_ARGS[:-1]) == (130 if error is KeyboardInterrupt else 2)
-    again = f"run.py: --student-id 9 --resume --output-dir {tmp_path} goes on after its training"
+    again = f"run.py: --student-id 9 --resume --output-dir {tmp_path} --no-verify goes on after its training"
     assert again in capsys.readouterr().err
     assert not (tmp_path / "9").exists()
     monkeypatch.setattr(train, "train_epoch", fail)  # nothing is trained again
@@ -420,7 +420,8 @@ def test_what_becomes_full_is_said_and_costs_no_finished_epoch(
     fill(monkeypatch)
     assert call(*args, "--data", folder, *TINY_ARGS) == 2
     resume, said = capsys.readouterr().err.splitlines()
-    assert resume == f"run.py: --student-id 9 --resume --output-dir {tmp_path} goes on from the last epoch"
+    again = f"run.py: --student-id 9 --resume --output-dir {tmp_path} --no-verify"
+    assert resume == f"{again} goes on from the last epoch"
     assert said.startswith(f"run.py: {message}")
     monkeypatch.undo()
     assert call(*args, "--resume", "--no-verify") == 0

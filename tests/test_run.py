@@ -228,7 +228,7 @@ OTHERS = {
     "report/fonts.py": {"--text", "--mono"},
     "report/latex.py": {"--sandbox", "--wrap", "--columns", "--template"},
     "verify/__main__.py": {"--jobs", "--diff", "--report-csv"},
-    "verify/verification.py": {"--report-csv"},
+    "verify/verification.py": {"--diff", "--report-csv"},
 }
 
 
@@ -272,6 +272,13 @@ def test_flags_that_go_together_with_others_only(tmp_path, capsys):
     assert "--report-only makes no study" in refused(capsys, *ok, "--report-only", "--diary")
     assert "--budget goes with --study" in refused(capsys, *ok, "--budget", "10m")
     assert "leave --force and --latex out" in refused(capsys, "--verify", tmp_path, "--force", "--latex")
+
+
+@pytest.mark.parametrize("flag", ["--data", "--labels", "--recipe", "--answers", "--diary"])
+def test_of_a_flag_given_twice_neither_value_is_dropped(capsys, flag):
+    with pytest.raises(SystemExit, match="2"):
+        call("--student-id", "1", flag, "a", flag, "b")
+    assert f"run.py: error: {flag} is given twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("student_id", ["", "a/b", "..", "a b", "-x", "läb", "x" * 65, "a\nb"])

@@ -52,6 +52,17 @@ def test_evaluate_prints_the_very_result_of_the_report(bundle, desk):
         assert scored(process) == recorded(bundle)
 
 
+def test_a_mistyped_flag_trains_nothing_and_damaged_weights_are_one_line(bundle, desk):
+    process = run_program("-I", desk / bundle.code.name, "--evalaute", cwd=desk)
+    assert process.returncode == 2 and "unrecognized arguments: --evalaute" in process.stderr
+    weights = desk / bundle.weights.name
+    for content in (b"", b"no weights", weights.read_bytes()[:5000]):
+        weights.write_bytes(content)
+        process = run_program("-I", desk / bundle.code.name, "--evaluate", cwd=desk)
+        assert process.returncode == 1 and "Traceback" not in process.stderr
+        assert process.stderr.startswith(f"error: {weights} is damaged, or of another model: ")
+
+
 def test_alone_it_trains_to_the_same_weights_and_plots(bundle, desk):
     check_training(run_program("-I", desk / bundle.code.name, cwd=desk), bundle, desk)
 

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import io
 import math
@@ -7,7 +8,7 @@ from contextlib import nullcontext
 import numpy
 import pytest
 import torch
-from conftest import TINY, TINY_ARGS, make_folder
+from conftest import ROOT, TINY, TINY_ARGS, make_folder, run_program
 from sklearn.metrics import accuracy_score, log_loss
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,7 +22,7 @@ from lab.findings import Findings
 from lab.machine import choose_device, choose_precision, has_bf16
 from lab.recipe import load_recipe, parse_setting
 from lab.record import NamedRecipe
-from lab.steps import BatchedMuon, batched, in_parts
+from lab.steps import BatchedMuon, EagerAdamW, batched, in_parts
 from report import answers
 
 CPU = torch.device("cpu")
@@ -323,6 +324,44 @@ def test_matrices_in_one_product_become_what_the_library_makes_of_each(nesterov)
     for one, other in zip(ours, theirs):
         assert not torch.equal(one, torch.ones_like(one))
         torch.testing.assert_close(one, other, atol=2e-3, rtol=0)  # of steps of 0.02, in bfloat16
+
+
+def test_adamw_without_the_compiler_is_the_librarys_to_the_last_bit():
+    torch.manual_seed(0)
+    shapes = [(8, 4), (4,), (1, 3, 4)]
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in "ab")
+    reference = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, fused=True)
+    (eager,) = batched([torch.optim.AdamW(ours, lr=0.01, weight_decay=0.1, fused=True)])
+    assert type(eager) is EagerAdamW and eager.defaults["fused"]
+    schedulers = [torch.optim.lr_scheduler.StepLR(o, 2) for o in (eager, reference)]
+    for step in range(4):
+        for one, other in zip(ours, theirs):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        eager.step(), reference.step()
+        schedulers[0].step(), schedulers[1].step()
+        if step == 1:  # each goes on from the other's state
+            states = copy.deepcopy(eager.state_dict()), copy.deepcopy(reference.state_dict())
+            reference.load_state_dict(states[0]), eager.load_state_dict(states[1])
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs))
+    assert not torch.equal(ours[0], torch.ones(8, 4))
+
+
+def test_a_training_does_not_import_the_compiler():
+    """Of 2 s and 150 MB. Where this fails, PyTorch has changed how it wraps an optimizer's methods."""
+    program = """if True:
+        import sys, torch
+        from data import Split
+        from lab.recipe import Recipe
+        from lab.training import epochs, prepare
+        recipe = Recipe(image_size=8, patch_size=4, dim=8, depth=1, mlp_dim=8, epochs=1, batch_size=4)
+        rows = torch.arange(8)
+        pixels = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
+        split = Split(pixels, rows, rows % 2, ["a", "b"], [""] * 8, [""] * 8)
+        setup = prepare(split, split, recipe, torch.device("cpu"), "fp32")
+        print(len(list(epochs(setup, recipe))), "torch._dynamo" in sys.modules)
+    """
+    assert run_program("-c", program, cwd=ROOT).stdout.split() == ["1", "False"]
 
 
 # Memory that runs out

@@ -27,7 +27,7 @@ from pypdf.generic import (
 import verify.__main__
 from lab import intake
 from lab.console import Screen
-from lab.files import sha256
+from lab.files import sha256, write_csv
 from lab.record import as_json
 from report.submission import assemble_code_cells, submission_of
 from verify import check, handed_in, verification
@@ -389,6 +389,29 @@ def test_names_with_a_platforms_words_are_put_together(tmp_path):
     assert len(bundles) == 4 and not lines
 
 
+def test_ids_of_several_parts_are_whole_under_a_platforms_words_and_alone(tmp_path):
+    for number, kind in enumerate(("pdf", "py", "pth"), 9981):
+        (tmp_path / f"bob_118_{number}_bob_2_Lab8_Homework.{kind}").write_text(
+            "W = 'bob_2_Lab8_Homework.pth'"
+        )
+    (tmp_path / "lin_mei_Lab8_Homework.pdf").write_text("alone")
+    bundles, lines = handed_in.find_bundles(tmp_path, tmp_path)
+    assert {b.student_id: len(b.paths) for b in bundles} == {"bob_2": 3, "lin_mei": 1}
+    assert not lines
+
+
+def test_where_the_results_go_is_looked_at_before_the_checks(copy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(verification, "check_all", None)  # would be a traceback
+    (tmp_path / "file").write_text("")
+    for flag, place, wrong in (
+        ("--report-csv", tmp_path / "none" / "x.csv", "there is no folder"),
+        ("--report-csv", tmp_path, "it is a folder"),
+        ("--diff", tmp_path / "file", "it is not a folder"),
+    ):
+        assert verify.__main__.main([str(copy.folder), flag, str(place)]) == 2
+        assert f"{flag} {place}: {wrong}" in capsys.readouterr().err
+
+
 def test_two_bundles_of_one_id_and_shared_edits_are_named_on_both():
     made = [
         check.Verdict(i, place, HOLDS, code=code)
@@ -402,8 +425,10 @@ def test_two_bundles_of_one_id_and_shared_edits_are_named_on_both():
     ]
 
 
-def test_no_cell_of_the_gradebook_is_a_formula():
-    (row,) = verification.gradebook([check.Verdict("1", "a", name="=HYPERLINK(1)\x1b", reasons=["-1"])])
+def test_no_cell_of_the_gradebook_is_a_formula(tmp_path):
+    rows = verification.gradebook([check.Verdict("1", "a", name="=HYPERLINK(1)\x1b", reasons=["-1"])])
+    write_csv(tmp_path / "x.csv", verification.HEADER, rows)
+    row = (tmp_path / "x.csv").read_text().splitlines()[1].split(",")
     assert row[1] == "'=HYPERLINK(1)?" and row[-1] == "'-1"
 
 

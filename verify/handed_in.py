@@ -150,13 +150,19 @@ def _group(tree):
             continue
         if kinds.setdefault(match["kind"], entry) is not entry:
             tree.say(f"{entry.place}/{entry.name}", "a second file of this kind: not read")
-    # A name alone under its whole id may be one with a platform's words before it.
-    for key, kinds in list(exact.items()):
+    # Names alone under their whole ids may be one student's, with a platform's words and numbers before it.
+    alone = {}
+    for key, kinds in exact.items():
         (kind, entry), *more = kinds.items()
         if not more and (match := FLAT.fullmatch(entry.name)):
-            others = flat.setdefault((entry.place, match["id"], match["who"]), {})
-            if kind not in others:
-                others[kind] = exact.pop(key)[kind]
+            alone.setdefault((entry.place, match["id"], match["who"]), []).append((key, kind, entry))
+    for belongs, names in alone.items():
+        if len(names) == 1 and belongs not in flat:  # lin_mei_Lab8_Homework.pdf: an id like any other
+            continue
+        others = flat.setdefault(belongs, {})
+        for key, kind, entry in names:
+            if others.setdefault(kind, entry) is entry:
+                del exact[key]
     for (place, student_id, who), kinds in flat.items():
         taken = (place, student_id) in exact
         exact[f"{place} ({who} ...)" if taken else place, student_id] = kinds
@@ -164,11 +170,11 @@ def _group(tree):
 
 
 def _own_id(student_id, code):
-    """The id of a bundle: the last part of `student_id` that its code names, where words stand before it."""
-    with open(code, "rb") as file:
+    """The id of a bundle: the end of its code's name that the code names too, where words stand before it."""
+    with open(code.path, "rb") as file:
         named = re.search(rb"([A-Za-z0-9_-]+)_Lab8_Homework\.pth", file.read(2**20))
     named = named[1].decode() if named else student_id
-    return named if student_id.endswith(f"_{named}") else student_id
+    return named if re.match(rf".*[_ -]{named}_Lab8_Homework\.", code.name) else student_id
 
 
 def _lines_of(left, found):
@@ -216,7 +222,7 @@ def find_bundles(path, scratch):
             continue
         run = next(iter(paths.values())).parent / "run"
         own = run.is_dir() and not run.is_symlink()
-        if code := paths.get("py") or paths.get("ipynb"):
+        if code := kinds.get("py") or kinds.get("ipynb"):
             student_id = _own_id(student_id, code)
         bundles.append(Files(student_id, place, paths, run if own else None))
     return bundles, [*tree.lines, *_lines_of(left, found)]

