@@ -97,11 +97,11 @@ def views_of(images, settings):
     side, pad = images.shape[-1], min(round(settings.crop * images.shape[-1]), settings.patch_size // 4)
     padded, ends = F.pad(images, (pad,) * 4, mode="reflect"), {0, 2 * pad}
     corners = [(y, x) for y in ends for x in ends if x == y or not settings.flip]
-    views = [padded[..., y : y + side, x : x + side] for y, x in corners]
+    views = (padded[..., y : y + side, x : x + side] for y, x in corners)  # one by one: all are large
     if settings.flip:
         flips = [(), (-1,), (-2,), (-1, -2)][: 4 if settings.vertical_flip else 2]
-        views = [view.flip(dims) for view in views for dims in flips]
-    return [*views, *(view.mT for view in views)] if settings.transpose else views
+        views = (view.flip(dims) for view in views for dims in flips)
+    return (turned for view in views for turned in ([view, view.mT] if settings.transpose else [view]))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import os
 import platform
 import shutil
@@ -97,6 +98,7 @@ def keep_freed_memory():
 
 def give_back_memory():
     """Have the C library give back to the system what was freed so far. No effect where it is not glibc."""
+    gc.collect()  # a drawn page is a tree whose parts know each other
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -117,7 +117,7 @@ def test_views_are_those_that_were_trained_with():
 
     def views(**changes):
         recipe = tiny(patch_size=2, **changes)  # a quarter of that is less than a pixel
-        found = train.views_of(image, recipe)
+        found = list(train.views_of(image, recipe))
         assert len(found) == answers._views(recipe)
         return [tuple(v.flatten().tolist()) for v in found]
 
@@ -134,16 +134,16 @@ def test_views_are_those_that_were_trained_with():
 def test_views_are_shifted_to_four_corners_with_mirrored_edges():
     picture = torch.rand(40, 40)
     recipe = tiny(image_size=40, patch_size=4, flip=False, transpose=False, crop=0.06)
-    views = train.views_of(picture[None, None], recipe)
+    views = list(train.views_of(picture[None, None], recipe))
     assert len(views) == answers._views(recipe) == 4
     mirrored = numpy.pad(picture.numpy(), 1, mode="reflect")  # a quarter of a patch
     for view, (y, x) in zip(views, ((0, 0), (0, 2), (2, 0), (2, 2))):
         numpy.testing.assert_array_equal(view[0, 0], mirrored[y : y + 40, x : x + 40])
-    turned = train.views_of(picture[None, None], dataclasses.replace(recipe, flip=True))  # of two of them
+    turned = [*train.views_of(picture[None, None], dataclasses.replace(recipe, flip=True))]  # of two of them
     opposite = [view.flip(dims) for view in (views[0], views[3]) for dims in ((), (-1,), (-2,), (-1, -2))]
     assert len(turned) == 8
     assert all(torch.equal(*pair) for pair in zip(turned, opposite))
-    assert len(train.views_of(picture[None, None], dataclasses.replace(recipe, crop=0.0))) == 1
+    assert len([*train.views_of(picture[None, None], dataclasses.replace(recipe, crop=0.0))]) == 1
 
 
 def test_a_flipped_image_gets_the_same_prediction_from_all_flips(splits):

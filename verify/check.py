@@ -24,6 +24,7 @@ from lab import inspection, intake
 from lab.bundle import KINDS, bundle_names, file_name
 from lab.errors import InputError, said, told
 from lab.files import place, sha256, write_whole
+from lab.machine import give_back_memory
 from lab.recipe import load_recipe
 from lab.record import SCHEMA, DataFacts, Record, Results, Shown
 from lab.scores import score
@@ -109,6 +110,7 @@ def _check(bundle, work, run, verdict):
     if verdict.reasons:  # another student's, or other settings: no figure would tell more
         return
     images, own = read_images(bundle, work, record, run, verdict)
+    give_back_memory()  # of the decoding
     model = fit_model(weights, code.submission.recipe, len(images.test.classes))
     measured = measure(model, images, code.submission.recipe, record, run)
     results = measured.results
@@ -229,11 +231,20 @@ def read_images(bundle, work, record, run, verdict):
                 images = read_split(source.folder, record, home / "dataset_split")
             else:
                 images = intake.read_images(source, recipe, home / "dataset_split", choices=choices)
-            np.save(home / "pixels.npy", images.test.pixels.numpy())
+            # The test images first, side by side: in the file that is mapped below they alone are looked at.
+            first, rest, pixels = images.test.rows, images.train.rows, images.test.pixels.numpy()
+            with open(home / "pixels", "wb") as file:
+                for row in torch.cat([first, rest]).tolist():
+                    pixels[row].tofile(file)
+            images.test.rows, images.train.rows = torch.arange(len(first) + len(rest)).tensor_split(
+                [len(first)]
+            )
             images.train.pixels = images.test.pixels = None
             write_whole(home / "images.pickle", pickle.dumps(images))
     images = pickle.loads((home / "images.pickle").read_bytes())  # written here
-    images.train.pixels = images.test.pixels = torch.from_numpy(np.load(home / "pixels.npy", mmap_mode="r+"))
+    pixels = torch.from_numpy(np.memmap(home / "pixels", np.uint8, "r+"))
+    pixels = pixels.view(-1, recipe.channels, recipe.image_size, recipe.image_size)
+    images.train.pixels = images.test.pixels = pixels
     shutil.copytree(home / "dataset_split", run / "dataset_split", copy_function=place)
     return images, own
 
