@@ -16,7 +16,7 @@ import time
 
 from lab.bundle import bundle_names, check_output, file_name, redrawn, staged, zip_bundle
 from lab.errors import explain
-from lab.machine import processes
+from lab.machine import leave, processes
 from lab.options import parse_options
 
 
@@ -196,4 +196,4 @@ def run(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -103,6 +103,16 @@ def give_back_memory():
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def leave(code):
+    """End the process with this exit code, after all that was to be done at its end: to unload PyTorch's
+    libraries for CUDA as well takes half a second and 100 MB."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+            stream.flush()
+    os._exit(code)
+
+
 def memory_size(unknown=8 << 30):
     """Bytes of main memory on this machine, or of the container where less; `unknown` where neither tells."""
     sizes = []
