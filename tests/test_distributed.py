@@ -110,7 +110,7 @@ def test_a_lost_process_ends_the_run_in_a_line_and_one_alone_goes_on(tmp_path, i
     assert started.wait(60) == 1
     lines = [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("run.py:")]
     assert lines == [
-        "run.py: --student-id x --resume goes on from the last epoch",
+        "run.py: --student-id x --resume --no-verify goes on from the last epoch",
         "run.py: one of the 2 processes of this run was lost, or torchrun was stopped",
     ]
     done = run_program(ROOT / "run.py", "--student-id", "x", "--resume", "--no-verify", cwd=tmp_path)
