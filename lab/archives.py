@@ -21,7 +21,7 @@ from typing import NamedTuple
 from PIL import Image
 
 import data
-from lab.errors import InputError
+from lab.errors import InputError, printable
 
 SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 FOREIGN = (".rar", ".7z")
@@ -120,14 +120,18 @@ def decode_names(raw):
     return names, encoding
 
 
+def _of_links(path, names):
+    """Notes on the links in an archive, by their names."""
+    if names:
+        yield f"links in {path.name} are not followed: {len(names)}, as {printable(names[0])}"
+
+
 def _zip_members(path, archive):
     """(Members, notes) of an open zip."""
     notes = []
     entries = [e for e in archive.infolist() if e.filename and not e.is_dir()]
-    links = [e for e in entries if stat.S_ISLNK(e.external_attr >> 16)]
-    if links:
-        notes.append(f"links in {path.name} are not followed: {len(links)}, as {links[0].filename}")
-        entries = [e for e in entries if e not in links]
+    notes += _of_links(path, [e.filename for e in entries if stat.S_ISLNK(e.external_attr >> 16)])
+    entries = [e for e in entries if not stat.S_ISLNK(e.external_attr >> 16)]
     if any(entry.flag_bits & 1 for entry in entries):
         raise InputError(f"{path} is encrypted: unpack it and give the folder")
     if any(entry.compress_type == DEFLATE64 for entry in entries):
@@ -151,9 +155,8 @@ def _zip_members(path, archive):
 def _tar_members(path, archive):
     """(Members, notes) of an open tar."""
     entries = list(archive)
-    links = [e.name for e in entries if e.issym() or e.islnk()]
-    notes = [f"links in {path.name} are not followed: {len(links)}, as {links[0]}"] if links else []
-    return [Member(e.name, e.size, lambda e=e: archive.extractfile(e)) for e in entries if e.isreg()], notes
+    notes = _of_links(path, [e.name for e in entries if e.issym() or e.islnk()])
+    return [Member(e.name, e.size, lambda e=e: archive.extractfile(e)) for e in entries if e.isreg()], [*notes]
 
 
 @contextlib.contextmanager

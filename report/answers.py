@@ -31,6 +31,8 @@ ANSWERS = TEMPLATES / "answers"
 FILLED = ".filled.md"  # how the file of an answer ends whose look-ups are done, as the PDF carries it
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif"}
 
+NOT_READ = {".txt", ".markdown", ".docx", ".doc", ".odt", ".rtf", ".tex", ".html", ".pdf"}
+
 NEAR = 0.05  # attention distances that differ by less than this share of the image's side count as alike
 ANSWER_KB = 200  # of one file at most
 TEXT_KB = 1000  # of what it becomes once looked up
@@ -437,7 +439,7 @@ def check_answers(folder):
         if not path.is_file():
             raise InputError(f"{path} is not a file")
     for path in sorted(folder.iterdir()):
-        if f"{path.stem}.md" in known and path.suffix.lower() not in {".md", *PICTURES}:
+        if f"{path.stem}.md" in known and path.suffix.lower() in NOT_READ:
             raise InputError(f"{path} is not read: save it as Markdown, {path.stem}.md")
     rehearsal.ask(folder, None)
 
