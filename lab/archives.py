@@ -155,8 +155,8 @@ def _zip_members(path, archive):
 def _tar_members(path, archive):
     """(Members, notes) of an open tar."""
     entries = list(archive)
-    notes = _of_links(path, [e.name for e in entries if e.issym() or e.islnk()])
-    return [Member(e.name, e.size, lambda e=e: archive.extractfile(e)) for e in entries if e.isreg()], [*notes]
+    notes = [*_of_links(path, [e.name for e in entries if e.issym() or e.islnk()])]
+    return [Member(e.name, e.size, lambda e=e: archive.extractfile(e)) for e in entries if e.isreg()], notes
 
 
 @contextlib.contextmanager
