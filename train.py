@@ -110,9 +110,9 @@ def predict(model, data_loader, settings=None, *, precision=torch.float32):
     model.eval()
     device, logits, labels = next(model.parameters()).device, [], []
     for data, target in data_loader:
-        views = views_of(data, settings) if settings and settings.test_views else [data]
+        views = views_of(data.to(device), settings) if settings and settings.test_views else [data.to(device)]
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            logits.append(torch.stack([model(view.to(device)).float() for view in views]).mean(0))
+            logits.append(torch.stack([model(view).float() for view in views]).mean(0))
         labels.append(target.to(device))
     return torch.cat(logits), torch.cat(labels)
 

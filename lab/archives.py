@@ -122,15 +122,14 @@ def decode_names(raw):
 
 def _of_links(path, names):
     """Notes on the links in an archive, by their names."""
-    if names:
-        yield f"links in {path.name} are not followed: {len(names)}, as {printable(names[0])}"
+    note = "links in {} are not followed: {}, as {}"
+    return [note.format(path.name, len(names), printable(names[0]))] if names else []
 
 
 def _zip_members(path, archive):
     """(Members, notes) of an open zip."""
-    notes = []
     entries = [e for e in archive.infolist() if e.filename and not e.is_dir()]
-    notes += _of_links(path, [e.filename for e in entries if stat.S_ISLNK(e.external_attr >> 16)])
+    notes = _of_links(path, [e.filename for e in entries if stat.S_ISLNK(e.external_attr >> 16)])
     entries = [e for e in entries if not stat.S_ISLNK(e.external_attr >> 16)]
     if any(entry.flag_bits & 1 for entry in entries):
         raise InputError(f"{path} is encrypted: unpack it and give the folder")
@@ -155,7 +154,7 @@ def _zip_members(path, archive):
 def _tar_members(path, archive):
     """(Members, notes) of an open tar."""
     entries = list(archive)
-    notes = [*_of_links(path, [e.name for e in entries if e.issym() or e.islnk()])]
+    notes = _of_links(path, [e.name for e in entries if e.issym() or e.islnk()])
     return [Member(e.name, e.size, lambda e=e: archive.extractfile(e)) for e in entries if e.isreg()], notes
 
 

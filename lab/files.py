@@ -60,16 +60,15 @@ def write_whole(path, content):
         file.write(data)
 
 
-def csv_rows(rows):
-    """Rows for a CSV in which no text is a formula to a spreadsheet: names are a stranger's."""
-    for row in rows:
-        yield [f"'{cell}" if isinstance(cell, str) and cell[:1] in {*"=+-@"} else cell for cell in row]
+def csv_row(row):
+    """A row for a CSV in which no text is a formula to a spreadsheet: names are a stranger's."""
+    return [f"'{cell}" if isinstance(cell, str) and cell[:1] in {*"=+-@"} else cell for cell in row]
 
 
 def write_csv(path, header, rows):
     """Write a table as CSV, whole or not at all."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(csv_rows([header, *rows]))
+    csv.writer(text, lineterminator="\n").writerows(map(csv_row, [header, *rows]))
     write_whole(path, text.getvalue())
 
 

@@ -40,8 +40,7 @@ def near_copies(pixels, rows):
     """
     thumbs = torch.empty(len(rows), THUMBNAIL**2)
     for thumb, part in zip(thumbs.split(16), torch.from_numpy(rows).split(16)):  # as float they are larger
-        grey = torch.from_numpy(pixels[part]).float()
-        grey = grey.mean(1) if grey.shape[1] > 1 else grey[:, 0]
+        grey = torch.from_numpy(pixels[part]).float().mean(1)
         thumb[:] = F.adaptive_avg_pool2d(grey, THUMBNAIL).flatten(1)
     thumbs -= thumbs.mean(0)
     thumbs -= thumbs.mean(1, keepdim=True)

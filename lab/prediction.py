@@ -20,7 +20,7 @@ import train
 from lab import archives, layout, scores
 from lab.bundle import file_name
 from lab.errors import InputError, printable
-from lab.files import csv_rows, writing_whole
+from lab.files import csv_row, writing_whole
 from lab.inspection import attention_rollout
 from lab.intake import Decoder, check_folder, save_thumbnail
 from lab.machine import choose_device, keep_freed_memory
@@ -236,7 +236,7 @@ def _written(predictor, pictures, path):
         for start in range(0, len(pictures), step):
             for answer in predictor.answer(pictures[start : start + step]):
                 mark = ["unsure" if answer.unsure else "sure"] * marked
-                table.writerows(csv_rows([[answer.name, answer.predicted, *mark, *answer.confidences]]))
+                table.writerow(csv_row([answer.name, answer.predicted, *mark, *answer.confidences]))
                 yield answer
         if not predictor.outcome.pictures:  # the table of before stays
             first = predictor.outcome.unreadable[0]

@@ -64,11 +64,15 @@ def orthogonal(matrices, group):
 
 def batched(optimizers):
     """The optimizers as the machine takes them best: each Muon batched, each AdamW without the compiler."""
-    better = {
-        torch.optim.Muon: lambda o: BatchedMuon(o.param_groups),
-        torch.optim.AdamW: lambda o: EagerAdamW(o.param_groups, fused=o.defaults["fused"]),
-    }
-    return [better[type(o)](o) if type(o) in better else o for o in optimizers]
+
+    def better(optimizer):
+        if type(optimizer) is torch.optim.Muon:
+            return BatchedMuon(optimizer.param_groups)
+        if type(optimizer) is torch.optim.AdamW:
+            return EagerAdamW(optimizer.param_groups, fused=optimizer.defaults["fused"])
+        return optimizer
+
+    return [better(optimizer) for optimizer in optimizers]
 
 
 def in_parts(model, size):

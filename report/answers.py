@@ -30,7 +30,7 @@ from report.submission import assemble_submission, submission_of
 ANSWERS = TEMPLATES / "answers"
 FILLED = ".filled.md"  # how the file of an answer ends whose look-ups are done, as the PDF carries it
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif"}
-
+# Texts that are no Markdown: an answer in one would be passed over, and ours take its place.
 NOT_READ = {".txt", ".markdown", ".docx", ".doc", ".odt", ".rtf", ".tex", ".html", ".pdf"}
 
 NEAR = 0.05  # attention distances that differ by less than this share of the image's side count as alike

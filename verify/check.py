@@ -236,9 +236,8 @@ def read_images(bundle, work, record, run, verdict):
             with open(home / "pixels", "wb") as file:
                 for row in torch.cat([first, rest]).tolist():
                     pixels[row].tofile(file)
-            images.test.rows, images.train.rows = torch.arange(len(first) + len(rest)).tensor_split(
-                [len(first)]
-            )
+            rows = torch.arange(len(first) + len(rest))
+            images.test.rows, images.train.rows = rows[: len(first)], rows[len(first) :]
             images.train.pixels = images.test.pixels = None
             write_whole(home / "images.pickle", pickle.dumps(images))
     images = pickle.loads((home / "images.pickle").read_bytes())  # written here
