@@ -26,10 +26,8 @@ TRAIN_PERCENT = 70
 
 
 def find_images(folder, paths=None):
-    """The images below a folder, or those of it at `paths`, as sorted (class, name, path) tuples.
-
-    The class is the first folder below wrappers and ready-made splits, else in the name ("crazing_12.jpg").
-    """
+    """The images below a folder, or those of it at `paths`, as sorted (class, name, path) tuples. The class
+    is the first folder below wrappers and ready-made splits, else in the name ("crazing_12.jpg")."""
     paths = paths or [p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
     parts_of = {path: path.relative_to(folder).parts for path in sorted(paths)}
     # What systems add is hidden, or in __MACOSX.
@@ -97,10 +95,8 @@ def read_pixels(paths, side, channels, decode=decode, store=np.empty):
 
 
 def choose_sides(labels, digests, seed=42):
-    """The side of each image, "train" or "test": 70/30 in every class, by a seeded shuffle.
-
-    Images of equal digests share a side, so that no test image was trained on; one without has no side.
-    """
+    """The side of each image, "train" or "test": 70/30 in every class, by a seeded shuffle. Images of equal
+    digests share a side, so that no test image was trained on; one without has no side."""
     side_of = {None: None}  # by digest
     for label in sorted(set(labels)):
         rows = [i for i, digest in enumerate(digests) if digest and labels[i] == label]
@@ -234,9 +230,8 @@ class BatchLoader:
         return -(-len(self.dataset) // self.settings.batch_size)  # rounded up: the last batch may be smaller
 
     def __iter__(self):
-        split, order = self.dataset, torch.arange(len(self.dataset))
-        if self.train:
-            order = torch.randperm(len(split), generator=self.generator)
+        split, n = self.dataset, len(self.dataset)
+        order = torch.randperm(n, generator=self.generator) if self.train else torch.arange(n)
         for index in order.split(self.settings.batch_size):
             rows = split.rows[index].to(split.pixels.device, non_blocking=True)
             images = split.pixels[rows].to(self.device, non_blocking=True).float() / 255

@@ -17,16 +17,14 @@ from vit import ViT
 def make_model(settings, num_classes):
     """The ViT of these settings, its weights drawn from their seed."""
     torch.manual_seed(settings.seed)  # right before: nothing else draws from it in between
-    names = "image_size patch_size channels dim depth heads dim_head mlp_dim pool dropout emb_dropout"
+    names = "image_size patch_size channels dim depth heads dim_head mlp_dim pool dropout emb_dropout mimetic"
     return ViT(num_classes=num_classes, **{name: getattr(settings, name) for name in names.split()})
 
 
 def make_optimizers(model, settings):
     """[AdamW, Muon]: Muon for the matrices that feed a layer, AdamW for the last layer's and all vectors.
-
     Muon makes the momentum of a matrix orthogonal: a step moves all its directions equally far (Jordan et al.
-    2024, https://kellerjordan.github.io/posts/muon). With muon_learning_rate = 0 AdamW has them all.
-    """
+    2024, https://kellerjordan.github.io/posts/muon). With muon_learning_rate = 0 AdamW has them all."""
     head = model.mlp_head[-1].weight
     matrices = [p for p in model.parameters() if p.ndim == 2 and p is not head]
     vectors = [p for p in model.parameters() if p.ndim != 2]
@@ -34,10 +32,9 @@ def make_optimizers(model, settings):
     # Weight decay acts on matrices alone: a norm's scale or a position gains nothing by being small.
     groups = [{"params": [head] if muon else [*matrices, head]}, {"params": vectors, "weight_decay": 0.0}]
     decay = settings.weight_decay
-    optimizers = [torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=decay, fused=True)]
-    if muon:
-        optimizers += [torch.optim.Muon(matrices, lr=settings.muon_learning_rate, weight_decay=decay)]
-    return optimizers
+    adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=decay, fused=True)
+    others = [torch.optim.Muon(matrices, lr=settings.muon_learning_rate, weight_decay=decay)] if muon else []
+    return [adamw, *others]
 
 
 def make_schedulers(optimizers, settings, steps_per_epoch):
@@ -55,10 +52,8 @@ def make_schedulers(optimizers, settings, steps_per_epoch):
 
 def train_epoch(model, optimizer, data_loader, loss_history, *, schedulers=(), scaler=None,
                 precision=torch.float32, label_smoothing=0.0, clip_norm=0.0):  # fmt: skip
-    """One pass over the training images: (mean loss, accuracy) on the batches as they come.
-
-    `optimizer` is one or a list. About six times the loss of a batch is printed and put into `loss_history`.
-    """
+    """One pass over the training images: (mean loss, accuracy) on the batches as they come, some six of whose
+    losses are printed and put into `loss_history`. `optimizer` is one or a list."""
     model.train()
     device, total, seen, losses, correct = next(model.parameters()).device, len(data_loader.dataset), 0, 0, 0
     optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
@@ -98,9 +93,8 @@ def views_of(images, settings):
     padded, ends = F.pad(images, (pad,) * 4, mode="reflect"), {0, 2 * pad}
     corners = [(y, x) for y in ends for x in ends if x == y or not settings.flip]
     views = (padded[..., y : y + side, x : x + side] for y, x in corners)  # one by one: all are large
-    if settings.flip:
-        flips = [(), (-1,), (-2,), (-1, -2)][: 4 if settings.vertical_flip else 2]
-        views = (view.flip(dims) for view in views for dims in flips)
+    flips = [(), (-1,), (-2,), (-1, -2)][: (4 if settings.vertical_flip else 2) if settings.flip else 1]
+    views = (view.flip(dims) for view in views for dims in flips)
     return (turned for view in views for turned in ([view, view.mT] if settings.transpose else [view]))
 
 
@@ -133,10 +127,7 @@ Epoch = namedtuple("Epoch", "number rates train_loss train_accuracy train_second
 
 def fit(model, optimizers, schedulers, train_loader, test_loader, settings, train_losses, test_losses, *,
         scaler=None, precision=torch.float32, first_epoch=1):  # fmt: skip
-    """Train for the settings' epochs, scoring the test images after each; yields an Epoch each time.
-
-    The test score decides nothing. The last, the result, is in float32, to be repeated, over all views.
-    """
+    """Train, and score the test images after each epoch, which decides nothing: yields an Epoch each time."""
     for number in range(first_epoch, settings.epochs + 1):
         print("Epoch:", number)
         start = time.perf_counter()
@@ -145,6 +136,7 @@ def fit(model, optimizers, schedulers, train_loader, test_loader, settings, trai
             label_smoothing=settings.label_smoothing, clip_norm=settings.clip_norm, precision=precision,
         )  # fmt: skip
         seconds = time.perf_counter() - start
+        # The last score, the result, is over all views, and in float32, to be repeated.
         how = {"settings": settings} if number == settings.epochs else {"precision": precision}
         loss, correct, logits = evaluate(model, test_loader, test_losses, **how)
         rates = [scheduler.get_last_lr()[0] for scheduler in schedulers]

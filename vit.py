@@ -34,10 +34,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim, hidden_dim, dropout=0.0):
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(dim, hidden_dim), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(hidden_dim, dim), nn.Dropout(dropout),
-        )  # fmt: skip
+        hidden = nn.Linear(dim, hidden_dim), nn.GELU(), nn.Dropout(dropout)
+        self.net = nn.Sequential(*hidden, nn.Linear(hidden_dim, dim), nn.Dropout(dropout))
 
     def forward(self, x):
         return self.net(x)
@@ -90,11 +88,11 @@ class ViT(nn.Module):
     """Images (b, channels, height, width) -> logits (b, num_classes).
 
     Sizes are in pixels, one number or (height, width). `pool` is "cls" (the class token, as in the paper) or
-    "mean" (the mean of all tokens). ValueError for another, or where the image does not divide into patches.
+    "mean" (of all tokens). `mimetic`: see `start_mimetic`. ValueError where patches do not fill the image.
     """
 
-    def __init__(self, *, image_size, patch_size, num_classes, dim, depth, heads, mlp_dim,
-                 pool="cls", channels=1, dim_head=64, dropout=0.0, emb_dropout=0.0):  # fmt: skip
+    def __init__(self, *, image_size, patch_size, num_classes, dim, depth, heads, mlp_dim, pool="cls",
+                 channels=1, dim_head=64, dropout=0.0, emb_dropout=0.0, mimetic=False):  # fmt: skip
         super().__init__()
         (height, width), (p1, p2) = pair(image_size), pair(patch_size)  # p: P in the paper
         if height % p1 or width % p2:
@@ -113,6 +111,22 @@ class ViT(nn.Module):
         self.transformer = Transformer(dim, depth, heads, dim_head, mlp_dim, dropout)
         self.to_latent = nn.Identity()  # nothing; it stands in the assignment's table of layers
         self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
+        if mimetic:
+            self.start_mimetic(height // p1, width // p2)
+
+    @torch.no_grad()
+    def start_mimetic(self, rows, columns):
+        """Start near what training leads to, after Trockman and Kolter, ICML 2023, arXiv:2305.09828."""
+        for attention, _ in self.transformer.layers:
+            q, k, v = attention.fn.to_qkv.weight.chunk(3)
+            k.copy_(q)  # tokens attend to those like themselves; there W_q W_k^T is nearly the identity
+            attention.fn.to_out[0].weight.copy_(-v.T)  # there W_v W_out is nearly the negative identity
+        # Positions as sines and cosines of both places (Vaswani et al. 2017, section 3.5), learned from there.
+        d = self.pos_embedding.shape[-1] // 4
+        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))  # (n, 2)
+        angles = places[..., None] * 10000.0 ** -(torch.arange(d) / d)
+        waves = rearrange([angles.sin(), angles.cos()], "wave n yx d -> n (yx wave d)")
+        self.pos_embedding[0, 1:, : 4 * d] = waves
 
     def forward(self, img):
         # Equation 1: z_0 = [x_class; x_p^1 E; ...; x_p^N E] + E_pos.

@@ -115,8 +115,9 @@ class Once(argparse.Action):
 
 def make_parser():
     """The argparse parser of run.py."""
+    values = load_recipe("default").as_dict()
     hyperparameters = "".join(
-        f"  {f.name + ' = ' + str(f.default).lower():27} {f.metadata['doc']}\n"
+        f"  {f.name + ' = ' + str(values[f.name]).lower():27} {f.metadata['doc']}\n"
         for f in dataclasses.fields(Recipe)
     )
     parser = argparse.ArgumentParser(

@@ -29,7 +29,7 @@ def _value(default, doc, low=None, high=None, choices=None):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters. The defaults are the `default` recipe."""
+    """Hyperparameters. The defaults are the `default` recipe's but for `mimetic`: older records lack it."""
 
     # 200 x 200 is the size of NEU-CLS, so that no pixel is lost; 100 patches keep attention cheap.
     # The model (vit.ViT's arguments of the same names).
@@ -44,6 +44,7 @@ class Recipe:
     pool: str = _value("mean", "what the head reads: class token or mean", choices=("cls", "mean"))
     dropout: float = _value(0.0, "dropout in the encoder, probability", 0.0, 0.99)
     emb_dropout: float = _value(0.0, "dropout after the embedding, probability", 0.0, 0.99)
+    mimetic: bool = _value(False, "attention and positions start as training leaves them, near to near")
 
     # The images. Light differs from picture to picture on a steel strip, and says nothing of a defect.
     standardize: bool = _value(True, "each image to mean 0 and variance 1; else (x - 0.5) / 0.5")
@@ -170,8 +171,7 @@ def load_recipe(name_or_path="default", settings=()):
                 f"no recipe is called {str(name_or_path)!r}; there are {', '.join(named_recipes())}, "
                 "or give the path of a .toml file"
             )
-    values = read_toml(path)
-    values.update(settings)
+    values = read_toml(RECIPES / "default.toml") | read_toml(path) | dict(settings)
     try:
         check_names(values)
     except InputError as error:

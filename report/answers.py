@@ -97,7 +97,7 @@ def setting(value):
 
 CHANGED = {  # hyperparameters in words, where their name with spaces is not yet one
     "dim": "token width", "dim_head": "head width", "mlp_dim": "MLP width",
-    "flip": "flips", "vertical_flip": "flips up-down",
+    "mimetic": "mimetic start", "flip": "flips", "vertical_flip": "flips up-down",
     "pos_embedding": "position embedding", "crop": "random shift", "transpose": "transposition",
     "standardize": "standardisation", "muon_learning_rate": "Muon’s rate",
 }  # fmt: skip

@@ -15,6 +15,7 @@ SPACE = {
     "pool": ("cls", "mean"),
     "dropout": FloatDistribution(0.0, 0.3),
     "emb_dropout": FloatDistribution(0.0, 0.3),
+    "mimetic": (False, True),
     # images
     "standardize": (False, True),
     "flip": (False, True),

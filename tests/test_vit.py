@@ -1,6 +1,7 @@
 """The model against independent ones: torchvision's ViT, and the public package of the same layout."""
 
 import ast
+import math
 import re
 from functools import partial
 
@@ -116,6 +117,35 @@ def test_rectangles_are_allowed():
     assert model.pos_embedding.shape[1] == 4 * 3 + 1
     assert model(torch.zeros(2, 1, 16, 24)).shape == (2, 6)
     assert pair(3) == (3, 3) and pair((4, 8)) == (4, 8)
+
+
+@torch.no_grad()
+def test_a_mimetic_start_has_symmetric_attention_and_places_as_waves():
+    sizes = TEMPLATE | {"image_size": (16, 24), "patch_size": (4, 8), "dim": 10, "dim_head": 6}
+    torch.manual_seed(0)
+    plain = ViT(**sizes)
+    torch.manual_seed(0)
+    model = ViT(**sizes, mimetic=True)
+    x = torch.randn(5, 10)
+    for (started, _), (drawn, _) in zip(model.transformer.layers, plain.transformer.layers):
+        qkv, old = started.fn.to_qkv.weight, drawn.fn.to_qkv.weight
+        assert torch.equal(qkv[:24], old[:24]) and torch.equal(qkv[48:], old[48:])  # queries and values
+        for q, k in zip((x @ qkv[:24].T).split(6, -1), (x @ qkv[24:48].T).split(6, -1)):
+            scores = q @ k.T  # of one head: symmetric, and with no negative eigenvalue
+            torch.testing.assert_close(scores, scores.T)
+            assert torch.linalg.eigvalsh(scores).min() > -1e-5
+        kept = (started.fn.to_out[0].weight @ qkv[48:]).trace()  # of a token that attends to itself alone
+        assert kept == pytest.approx(-float(qkv[48:].square().sum()), rel=1e-5)
+    # 4 rows of 3 patches; tokens of width 10 have two frequencies, 1 and 1/100, and two numbers as drawn.
+    for number, (row, column) in enumerate((r, c) for r in range(4) for c in range(3)):
+        angles = [row, row / 100, row, row / 100, column, column / 100, column, column / 100]
+        waves = [(math.cos if i % 4 > 1 else math.sin)(angle) for i, angle in enumerate(angles)]
+        there = model.pos_embedding[0, 1 + number]
+        assert there[:8].tolist() == pytest.approx(waves, abs=1e-6)
+        assert torch.equal(there[8:], plain.pos_embedding[0, 1 + number, 8:])
+    assert torch.equal(model.pos_embedding[0, 0], plain.pos_embedding[0, 0])  # the class token's
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, plain.get_parameter(n))}
+    assert all("qkv" in name or "to_out.0.weight" in name for name in changed - {"pos_embedding"})
 
 
 def test_impossible_models_are_refused():
