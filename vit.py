@@ -121,7 +121,7 @@ class ViT(nn.Module):
             q, k, v = attention.fn.to_qkv.weight.chunk(3)
             k.copy_(q)  # tokens attend to those like themselves; there W_q W_k^T is nearly the identity
             attention.fn.to_out[0].weight.copy_(-v.T)  # there W_v W_out is nearly the negative identity
-        # Positions as sines and cosines of both places (Vaswani et al. 2017, section 3.5), learned from there.
+        # Sines and cosines of row and column (Vaswani et al. 2017, section 3.5), trained from there on.
         d = self.pos_embedding.shape[-1] // 4
         places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))  # (n, 2)
         angles = places[..., None] * 10000.0 ** -(torch.arange(d) / d)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from lab.errors import InputError
+from lab.options import Once
 
 DESCRIPTION = """\
 Check that bundles are what their reports say: the figures that the submitted weights give in this project's
@@ -25,6 +26,7 @@ def make_parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.register("action", None, Once)
     parser.add_argument("bundles", type=Path, help="a bundle's folder, a folder of many, or a zip")
     parser.add_argument("--data", metavar="PATH", help="the images (default: those of each bundle's own run)")
     parser.add_argument("--limit", metavar="NAME=N", action="append", default=[], help="as for run.py")
