@@ -62,8 +62,8 @@ def orthogonal(matrices, group):
     return x
 
 
-def batched(optimizers):
-    """The optimizers as the machine takes them best: each Muon batched, each AdamW without the compiler."""
+def faster(optimizers):
+    """The optimizers with the same steps in less time: each Muon batched, each AdamW without the compiler."""
 
     def better(optimizer):
         if type(optimizer) is torch.optim.Muon:

@@ -18,7 +18,7 @@ import train
 from data import BatchLoader
 from lab.errors import is_out_of_memory, told
 from lab.machine import keep_freed_memory
-from lab.steps import batched, capture, in_parts, without_compiler
+from lab.steps import capture, faster, in_parts, without_compiler
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,7 +57,7 @@ def prepare(train_split, test_split, recipe, device, precision, *, model=None, o
     if model is None:
         model = train.make_model(recipe, len(train_split.classes))
     model.to(device)
-    optimizers = batched(optimizers or train.make_optimizers(model, recipe))
+    optimizers = faster(optimizers or train.make_optimizers(model, recipe))
     train_loader = BatchLoader(on_device(train_split, device), recipe, device, train=True)
     test_loader = BatchLoader(on_device(test_split, device), recipe, device)
     schedulers = train.make_schedulers(optimizers, recipe, len(train_loader))
@@ -74,7 +74,7 @@ def try_steps(setup, recipe, processes=1):
     training draws from changes.
     """
     model = copy.deepcopy(setup.model)
-    optimizers = batched(train.make_optimizers(model, recipe))
+    optimizers = faster(train.make_optimizers(model, recipe))
     loader = BatchLoader(setup.train_loader.dataset, shown_once(recipe), setup.device, train=True)
     with torch.random.fork_rng(), told(advice(recipe)):  # dropout draws from it
         for batch in itertools.islice(loader, 2):  # the first step is slower than all others

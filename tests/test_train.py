@@ -22,7 +22,7 @@ from lab.findings import Findings
 from lab.machine import choose_device, choose_precision, has_bf16
 from lab.recipe import load_recipe, parse_setting
 from lab.record import NamedRecipe
-from lab.steps import BatchedMuon, EagerAdamW, batched, in_parts
+from lab.steps import BatchedMuon, EagerAdamW, faster, in_parts
 from report import answers
 
 CPU = torch.device("cpu")
@@ -311,7 +311,7 @@ def test_matrices_in_one_product_become_what_the_library_makes_of_each(nesterov)
     ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in "ab")
     how = {"lr": 0.02, "weight_decay": 0.1, "nesterov": nesterov}
     reference = torch.optim.Muon(theirs, **how)
-    (batch,) = batched([torch.optim.Muon(ours, **how)])
+    (batch,) = faster([torch.optim.Muon(ours, **how)])
     assert type(batch) is BatchedMuon
     for step in range(4):
         for one, other in zip(ours, theirs):
@@ -331,7 +331,7 @@ def test_adamw_without_the_compiler_is_the_librarys_to_the_last_bit():
     shapes = [(8, 4), (4,), (1, 3, 4)]
     ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in "ab")
     reference = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, fused=True)
-    (eager,) = batched([torch.optim.AdamW(ours, lr=0.01, weight_decay=0.1, fused=True)])
+    (eager,) = faster([torch.optim.AdamW(ours, lr=0.01, weight_decay=0.1, fused=True)])
     assert type(eager) is EagerAdamW and eager.defaults["fused"]
     schedulers = [torch.optim.lr_scheduler.StepLR(o, 2) for o in (eager, reference)]
     for step in range(4):
