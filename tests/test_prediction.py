@@ -103,7 +103,9 @@ def test_less_confident_answers_are_marked(copy, pictures, capsys):
     rows, _ = predict(copy, pictures)
     most = [max(float(v) for k, v in row.items() if k.startswith("confidence ")) for row in rows]
     said = capsys.readouterr().out
-    assert "--threshold" in said
+    for row in copy.record.results.thresholds:
+        none = f"no confidence gives a precision of {row.precision:.0%}"
+        assert (none if row.confidence is None else f"--threshold {row.confidence:g} marks") in said
     middle = sorted(most)[2]
     rows, page = predict(copy, pictures, more=("--threshold", middle))
     assert [row["sure"] for row in rows] == ["sure" if value >= middle else "unsure" for value in most]
