@@ -400,14 +400,14 @@ def draw_positions(similarity, rows, columns):
     # A patch is like itself: with that 1 in the scale, all others would look the same.
     others = similarity.copy()
     i, j = np.ogrid[: len(rows), : len(columns)]
-    others[i, j, rows[i], columns[j]] = 0
-    end = float(np.abs(others).max()) or 1.0
+    others[i, j, rows[i], columns[j]] = np.nan
+    low, high = (0.0, 1.0) if np.isnan(others).all() else (float(np.nanmin(others)), float(np.nanmax(others)))
     figure, axes = plt.subplots(figsize=(3.1, 2.7), layout="none")
     figure.subplots_adjust(left=0.13, right=0.84, bottom=0.13, top=0.99)
-    shown = axes.imshow(_tiled(similarity, 1), cmap="cividis", vmin=-end, vmax=end)
+    shown = axes.imshow(_tiled(similarity, 1), cmap="cividis", vmin=low, vmax=high)
     _number_tiles(axes, similarity, 1, rows, columns, ("row", "column of the patch"))
     bar = figure.colorbar(shown, cax=figure.add_axes([0.86, 0.14, 0.02, 0.84]))
-    bar.set_ticks([-end, 0, end], labels=[f"−{end:.2f}", "0", f"{end:.2f}"])
+    bar.set_ticks([low, high], labels=[f"{end:.2f}".replace("-", "−") for end in (low, high)])
     _thin(bar)
     return figure
 
