@@ -88,7 +88,7 @@ class ViT(nn.Module):
     """Images (b, channels, height, width) -> logits (b, num_classes).
 
     Sizes are in pixels, one number or (height, width). `pool` is "cls" (the class token, as in the paper) or
-    "mean" (of all tokens). `mimetic`: see `start_mimetic`. ValueError where patches do not fill the image.
+    "mean" (the mean of all tokens). ValueError for another, or where the image does not divide into patches.
     """
 
     def __init__(self, *, image_size, patch_size, num_classes, dim, depth, heads, mlp_dim, pool="cls",
@@ -116,7 +116,7 @@ class ViT(nn.Module):
 
     @torch.no_grad()
     def start_mimetic(self, rows, columns):
-        """Start near what training leads to, after Trockman and Kolter, ICML 2023, arXiv:2305.09828."""
+        """`mimetic`: start near what training leads to (Trockman and Kolter, ICML 2023, arXiv:2305.09828)."""
         for attention, _ in self.transformer.layers:
             q, k, v = attention.fn.to_qkv.weight.chunk(3)
             k.copy_(q)  # tokens attend to those like themselves; there W_q W_k^T is nearly the identity
