@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lab.errors import InputError, explain
 from lab.limits import limits_of
-from lab.options import add_choices, choices_of
+from lab.options import Once, add_choices, choices_of
 from lab.recipe import free_names, load_recipe, parse_setting
 from study.results import check_folder
 
@@ -39,6 +39,8 @@ def make_parser():
         name: commands.add_parser(name, description=text, help=text, allow_abbrev=False)
         for name, text in ABOUT.items()
     }
+    for parser_of in parsers.values():
+        parser_of.register("action", None, Once)
 
     def add(names, flag, **about):
         for name in names.split():

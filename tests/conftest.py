@@ -101,6 +101,15 @@ def call(*args):
     return run.main([str(arg) for arg in args])
 
 
+def changed(args, extra):
+    """A command line with other flags, each with one value, in place of those that it has of them."""
+    for flag in extra:
+        if flag.startswith("--") and flag in args and flag != "--set":
+            at = args.index(flag)
+            args = args[:at] + args[at + 2 :]
+    return [*args, *extra]
+
+
 def refused(capsys, *args):
     """The one line that a refused call prints; exit code 2."""
     assert call(*args) == 2

@@ -14,6 +14,7 @@ import torch
 from conftest import NEU_SIZES, ROOT, TINY_ARGS, call, make_folder, refused, run_program
 
 import run
+import study.__main__
 import train
 import verify.__main__
 from lab import options, stages, synthetic
@@ -282,9 +283,10 @@ def test_of_a_flag_given_twice_neither_value_is_dropped(capsys, flag):
     assert f"run.py: error: {flag} is given twice" in capsys.readouterr().err
 
 
-def test_nor_in_the_verification(capsys):
+@pytest.mark.parametrize(("main", "what"), [(verify.__main__.main, "x"), (study.__main__.main, "trials")])
+def test_nor_in_the_other_commands(capsys, main, what):
     with pytest.raises(SystemExit, match="2"):
-        verify.__main__.main(["x", "--data", "a", "--data", "b"])
+        main([what, "--data", "a", "--data", "b"])
     assert "--data is given twice" in capsys.readouterr().err
 
 

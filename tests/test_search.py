@@ -15,7 +15,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from conftest import NEU_SIZES, ROOT, TINY, make_folder, zip_folder
+from conftest import NEU_SIZES, ROOT, TINY, changed, make_folder, zip_folder
 from PIL import Image
 
 import data
@@ -321,7 +321,7 @@ def test_other_settings_do_not_join_a_study(tmp_path, args, capsys):
         (["--fold", "1"], "fold 0 there, 1 here"),
         (["--data", str(other)], "data "),
     ):
-        assert main([*args, "--budget", "2", *extra]) == 2
+        assert main(changed([*args, "--budget", "2"], extra)) == 2
         error = capsys.readouterr().err
         assert f"was begun with other settings ({named}" in error
         assert error.count("\n") == 1
@@ -346,7 +346,7 @@ def test_other_settings_do_not_join_a_study(tmp_path, args, capsys):
 )
 def test_a_search_that_cannot_be_is_refused_in_one_line(tmp_path, monkeypatch, capsys, extra, message):
     monkeypatch.chdir(tmp_path)
-    assert main(["search", "--data", "nowhere.zip", "--output", "o.json", *extra]) == 2
+    assert main(changed(["search", "--data", "nowhere.zip", "--output", "o.json"], extra)) == 2
     error = capsys.readouterr().err
     assert error.startswith("study search: ")
     assert message in error
