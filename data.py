@@ -64,8 +64,8 @@ def decode(path, channels, pixel_range=(0, 65535)):
         image = ImageOps.exif_transpose(file)
         if file.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel: Pillow would clip, not scale
             low, high = pixel_range  # of a whole data set, so that a dark picture of a series stays dark
-            values = (np.asarray(image, dtype=np.float32) - low) * (255 / (high - low))
-            image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+            values = np.nan_to_num(np.asarray(image, np.float32).clip(low, high), nan=low) - low
+            image = Image.fromarray((values * (255 / (high - low))).round().astype(np.uint8))
         if image.has_transparency_data:  # laid on white paper
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image.convert("L" if channels == 1 else "RGB")

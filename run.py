@@ -22,7 +22,7 @@ from lab.options import parse_options
 
 def train_and_report(options, screen):
     """The whole job, images to bundle -> Record. Nothing is in the output folder before all is done."""
-    check_output(options.folder, options.student_id, options.force)
+    check_output(options)
     with screen.stage("Check"):
         import report
         from lab import stages
@@ -33,7 +33,7 @@ def train_and_report(options, screen):
         device, machine = stages.check_machine(options, screen)
     start = None if options.resume else new_start(options, machine.precision, screen)
     with staged(options.folder, options.student_id, options.resume, options.again) as staging:
-        check_output(options.folder, options.student_id, options.force)  # another run may have ended since
+        check_output(options)  # another run may have ended since
         checkpoint = stages.begin(options, staging, start, device, screen)
         start, earlier = checkpoint.start, checkpoint.seconds
         with screen.stage("Data"):

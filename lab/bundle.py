@@ -54,17 +54,21 @@ def zip_bundle(folder, student_id, wanted):
     return [path]
 
 
-def check_output(folder, student_id, force):
-    """InputError if `folder` holds a finished bundle, unless it may be replaced."""
+def check_output(options):
+    """InputError if the folder of such options holds a finished bundle, unless it may be replaced."""
+    folder, student_id = options.folder, options.student_id
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: move it away or name another --output-dir")
     names = [*bundle_names(student_id), file_name(student_id, "ipynb")]
     finished = [name for name in names if (folder / name).exists()]
-    if finished and not force:
-        raise InputError(
-            f"{folder} already holds {', '.join(finished)}: add --force to replace the bundle, "
-            "--report-only to draw its PDF again, or name another --output-dir"
-        )
+    if not finished or options.force:
+        return
+    if options.resume and not (_partial(folder, student_id) / "run" / CHECKPOINT).is_file():
+        raise InputError(f"{folder} is finished: no interrupted run of {student_id} is left to resume")
+    raise InputError(
+        f"{folder} already holds {', '.join(finished)}: add --force to replace the bundle, "
+        "--report-only to draw its PDF again, or name another --output-dir"
+    )
 
 
 CHECKPOINT = "checkpoint.pt"  # in the run folder, while a run is not finished
@@ -103,7 +107,7 @@ def staged(folder, student_id, resume=False, again="--resume"):
     to keep. `again`: the flags that resume it. InputError if there is none, if another run is at work, or if
     nothing can be written.
     """
-    partial = folder.parent / f".{student_id}-partial"
+    partial = _partial(folder, student_id)
     before = _before(partial)
     with lock_folder(folder):
         _recover(partial, folder, student_id)
@@ -144,7 +148,7 @@ def redrawn(folder, student_id):
     """
     copy = folder.with_name(f".{student_id}-redrawn")
     with lock_folder(folder):
-        _recover(folder.with_name(f".{student_id}-partial"), folder, student_id)
+        _recover(_partial(folder, student_id), folder, student_id)
         shutil.rmtree(copy, ignore_errors=True)  # of one that was killed
         if not (folder / "run" / "record.json").exists():
             raise InputError(f"there is no {folder / 'run' / 'record.json'}: run once without --report-only")
@@ -188,6 +192,10 @@ def _publish(new, folder, student_id):
     _remove_old(new, folder, student_id)
     # Last: a `new` that holds it is still to be published, one without is what was replaced.
     (folder / "run" / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _partial(folder, student_id):
+    return folder.with_name(f".{student_id}-partial")
 
 
 def _before(partial):

@@ -158,7 +158,8 @@ def measure_range(paths):
                 values = np.asarray(file).astype(np.float32)
         except Exception:  # reading it will tell
             continue
-        if values.size and np.isfinite(values).all():
+        values = values[np.isfinite(values)]  # a pixel without a measurement is NaN
+        if values.size:
             least, most = np.percentile(values, (0.1, 99.9))
             low, high = min(low, float(least)), max(high, float(most))
     return (low, high) if low < high else None

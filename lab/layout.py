@@ -82,6 +82,12 @@ def describe_content(path):
         return "it is HEIC or a video whatever its name says: convert it to JPEG"
     if head.lstrip()[:1] == b"<":
         return "it is a web page or other text"
+    try:
+        Image.open(path).close()
+    except Image.DecompressionBombError:  # as Pillow has it, twice the pixels of a quarter of a gigabyte
+        return f"it has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
+    except Exception:
+        pass
     return "it is not an image, or damaged"
 
 
@@ -220,13 +226,13 @@ def check_name(name):
 
 
 def _check_classes(classes):
-    """InputError where names of classes cannot be shown, or differ only in case: one folder on Windows and
-    macOS."""
+    """InputError where names of classes cannot be shown, or differ only in case or in spaces: one folder on
+    Windows and macOS, one word on a page."""
     first_of = {}
     for name in sorted(classes):
         check_name(name)
-        if (other := first_of.setdefault(name.casefold(), name)) != name:
-            raise InputError(f"the classes {other!r} and {name!r} differ only in case: rename one")
+        if (other := first_of.setdefault(" ".join(name.casefold().split()), name)) != name:
+            raise InputError(f"the classes {other!r} and {name!r} differ only in case or spaces: rename one")
 
 
 def _word(name):

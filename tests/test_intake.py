@@ -8,6 +8,7 @@ import sys
 import tarfile
 import unicodedata
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -615,6 +616,40 @@ def test_float_images_of_0_to_1_keep_their_levels_and_flat_sets_are_refused(tmp_
         Image.new("L", (16, 16), 7 + i % 2).save(path)
     with pytest.raises(InputError, match="8 of 8 images are of one flat grey once decoded"):
         check(tmp_path / "flat")
+
+
+@pytest.mark.filterwarnings("error")
+def test_pixels_that_were_not_measured_are_black_and_do_not_take_the_scale(tmp_path):
+    for i in range(8):
+        path = tmp_path / "d" / "ab"[i % 2] / f"{i}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.roll(np.linspace(5, 6, 1024, dtype=np.float32), i).reshape(32, 32)
+        values[0, :2], values[0, 2] = np.nan, np.inf
+        Image.fromarray(values).save(path)
+    run = tmp_path / "run"
+    images = intake.read_images(intake.open_source(tmp_path / "d", run), RECIPE, run / "split")
+    assert images.facts.pixel_range == pytest.approx((5, 6), abs=0.01)
+    for pixels, _ in images.train:
+        assert pixels[0, 0, :3].tolist() == [0, 0, 255]
+        assert len(pixels.unique()) > 200
+
+
+def test_an_image_of_too_many_pixels_is_not_called_damaged(tmp_path):
+    for i in range(30):
+        draw(tmp_path / "d" / "ab"[i % 2] / f"{i}.png", i)
+    huge = bytearray((tmp_path / "d" / "a" / "0.png").read_bytes())
+    huge[16:24] = struct.pack(">II", 14000, 14000)  # what its header says of width and height
+    huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
+    (tmp_path / "d" / "a" / "huge.png").write_bytes(huge)
+    (huge,) = check(tmp_path / "d").unreadable
+    assert "it has more than 179 million pixels" in huge.reason
+
+
+def test_classes_that_differ_in_spaces_alone_are_refused(tmp_path):
+    for i in range(12):
+        draw(tmp_path / "d" / ("edge crack", "edge  crack", "good")[i % 3] / f"{i}.png", i)
+    with pytest.raises(InputError, match="'edge  crack' and 'edge crack' differ only in case or spaces"):
+        check(tmp_path / "d")
 
 
 def test_transparency_is_laid_on_white_and_pages_are_said(tmp_path):

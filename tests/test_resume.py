@@ -434,6 +434,12 @@ def test_resume_without_an_interrupted_run_is_refused(tmp_path, capsys):
     assert names_in(tmp_path / "o") == []
 
 
+def test_a_finished_run_is_not_resumed_nor_is_it_offered_to_replace_it(bundle, capsys):
+    said = refused(capsys, *bundle.args, "--resume")
+    assert "is finished: no interrupted run of 0812345 is left to resume" in said
+    assert "--force" not in said
+
+
 def test_images_that_changed_meanwhile_are_refused_and_the_checkpoint_stays(folder, tmp_path, capsys):
     images = shutil.copytree(folder, tmp_path / "images")
     partial = tmp_path / "o" / ".9-partial" / "run" / bundle.CHECKPOINT
