@@ -22,7 +22,6 @@ from test_submission import recorded
 
 import report
 from lab import bundle as output
-from lab.errors import InputError
 from verify.code import read_code
 
 NAME = "0812345_Lab8_Homework.ipynb"
