@@ -22,9 +22,10 @@ from train import views_of
 LOOKED_AT, COLOURED = 60, 0.05  # images whose colours are looked at, and the share that makes a set coloured
 
 CROPS = {True: 0.25, False: 0.06}  # where a defect's place says nothing, large shifts pay
-# The length: each image is shown so many times, but FLOOR images in all, a minute and a half on two cores, and
-# at most CEILING, which take about half an hour. How it was chosen: study/recorded/README.md.
-TIMES, FLOOR, CEILING = 24, 30_000, 1_000_000
+# The length, in images shown: LONG, about 150 seconds on two cores, but each image FEWEST to MOST times. The
+# floor is half of LONG, the ceiling about half an hour. How it was chosen: study/recorded/README.md.
+LONG, FLOOR, CEILING = 60_000, 30_000, 1_000_000
+FEWEST, MOST = 24, 48
 EPOCH = 2_400  # what an epoch shows of a smaller set, by repeating its images
 
 # The probe: a linear classifier on the responses to random patches (Coates, Lee, Ng 2011).
@@ -84,7 +85,7 @@ def fit_length(images, recipe, free):
         values["repeats"] = max(1, round(EPOCH / images))
     epoch = images * values.get("repeats", recipe.repeats)
     if "epochs" in free:
-        wanted = min(max(FLOOR, TIMES * images), CEILING)
+        wanted = min(max(FLOOR, FEWEST * images, min(LONG, MOST * images)), CEILING)
         values["epochs"] = max(1, round(wanted / epoch))
     recipe = dataclasses.replace(recipe, **values)
     shown, times = epoch * recipe.epochs, recipe.epochs * recipe.repeats
