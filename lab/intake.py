@@ -146,10 +146,11 @@ class Decoder:
             self.tick()
 
 
-def measure_range(paths):
+def measure_range(paths, notes):
     """(low, high) of images with more than 8 bits: what becomes 0 and 255 in all of them, so that a dark
-    picture of a series stays dark; None for none. A thousandth of each image's pixels may lie outside."""
-    low, high = np.inf, -np.inf
+    picture of a series stays dark; None for none. A thousandth of each image's pixels may lie outside. Notes
+    how many have pixels that are no numbers."""
+    low, high, odd = np.inf, -np.inf, 0
     for path in paths:
         try:
             with data.Image.open(path) as file:
@@ -158,10 +159,13 @@ def measure_range(paths):
                 values = np.asarray(file).astype(np.float32)
         except Exception:  # reading it will tell
             continue
-        values = values[np.isfinite(values)]  # a pixel without a measurement is NaN
-        if values.size:
-            least, most = np.percentile(values, (0.1, 99.9))
+        measured = values[np.isfinite(values)]  # a pixel without a measurement is NaN
+        odd += measured.size < values.size
+        if measured.size:
+            least, most = np.percentile(measured, (0.1, 99.9))
             low, high = min(low, float(least)), max(high, float(most))
+    if odd:
+        notes.append(f"{odd} images have pixels that are not numbers: NaN is black, infinity white")
     return (low, high) if low < high else None
 
 
@@ -222,7 +226,7 @@ def _read(source, recipe, split_folder, tick, choices, pattern, free):
     # Colours are not looked for where they are shown anyway.
     coloured = fitting.count_coloured([path for *_, path in found.images]) if recipe.channels == 1 else (0, 0)
     recipe, colour = fitting.fit_colour(coloured, recipe, free)
-    pixel_range = measure_range(found.wide) if found.wide else None
+    pixel_range = measure_range(found.wide, found.notes) if found.wide else None
     decoder = Decoder(tick, pixel_range)
     grouping = Grouping(source.folder, found.images, pattern)
     with told():

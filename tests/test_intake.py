@@ -629,6 +629,7 @@ def test_pixels_that_were_not_measured_are_black_and_do_not_take_the_scale(tmp_p
     run = tmp_path / "run"
     images = intake.read_images(intake.open_source(tmp_path / "d", run), RECIPE, run / "split")
     assert images.facts.pixel_range == pytest.approx((5, 6), abs=0.01)
+    assert "8 images have pixels that are not numbers: NaN is black, infinity white" in images.facts.notes
     for pixels, _ in images.train:
         assert pixels[0, 0, :3].tolist() == [0, 0, 255]
         assert len(pixels.unique()) > 200
