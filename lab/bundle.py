@@ -63,7 +63,7 @@ def check_output(options):
     finished = [name for name in names if (folder / name).exists()]
     if not finished or options.force:
         return
-    if options.resume and not (_partial(folder, student_id) / "run" / CHECKPOINT).is_file():
+    if options.resume and not _can_go_on(_partial(folder, student_id)):
         raise InputError(f"{folder} is finished: no interrupted run of {student_id} is left to resume")
     raise InputError(
         f"{folder} already holds {', '.join(finished)}: add --force to replace the bundle, "
@@ -111,10 +111,10 @@ def staged(folder, student_id, resume=False, again="--resume"):
     before = _before(partial)
     with lock_folder(folder):
         _recover(partial, folder, student_id)
-        if resume and not (partial / "run" / CHECKPOINT).is_file():
+        if resume and not _can_go_on(partial):
             shutil.rmtree(partial, ignore_errors=True)
             raise InputError(f"there is no interrupted run of {student_id} to resume: run without --resume")
-        if not resume and (partial / "run" / CHECKPOINT).is_file():
+        if not resume and _can_go_on(partial):
             partial.rename(before)
         partial.mkdir(exist_ok=True)
         if not resume:
@@ -198,6 +198,11 @@ def _partial(folder, student_id):
     return folder.with_name(f".{student_id}-partial")
 
 
+def _can_go_on(partial):
+    """Whether a partial folder holds an interrupted run with an epoch or more to resume it from."""
+    return (partial / "run" / CHECKPOINT).is_file()
+
+
 def _before(partial):
     return partial.with_name(f"{partial.name}-before")
 
@@ -209,7 +214,7 @@ def _aside(folder):
 def _recover(partial, folder, student_id):
     """Complete a publishing that was cut off, or undo a start."""
     if (before := _before(partial)).exists():
-        if not (partial / "run" / CHECKPOINT).is_file():
+        if not _can_go_on(partial):
             shutil.rmtree(partial, ignore_errors=True)
             before.rename(partial)
         else:
@@ -218,7 +223,7 @@ def _recover(partial, folder, student_id):
     if old.exists() and not folder.exists():  # cut off between the two renames
         old.rename(folder)
     _remove_old(old, folder, student_id)
-    if folder.exists() and partial.exists() and not (partial / "run" / CHECKPOINT).is_file():
+    if folder.exists() and partial.exists() and not _can_go_on(partial):
         _carry_over(partial, folder, student_id)
 
 

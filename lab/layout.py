@@ -58,13 +58,16 @@ class Layout(NamedTuple):
     wide: list  # paths of images with more than 8 bits a channel
 
 
+def _open(path):
+    return Image.open(path, formats=["TGA"] if str(path).lower().endswith(".tga") else FORMATS)
+
+
 def probe(path):
     """The Probe of a file, None if Pillow cannot open it."""
     if not os.path.isfile(path) or not os.path.getsize(path):  # a pipe would be waited for
         return None
-    formats = ["TGA"] if str(path).lower().endswith(".tga") else FORMATS
     try:
-        with Image.open(path, formats=formats) as file:
+        with _open(path) as file:
             return Probe(file.size, file.mode, file.format != "MPO" and getattr(file, "is_animated", False))
     except Exception:  # a damaged file can raise nearly anything
         return None
@@ -83,8 +86,8 @@ def describe_content(path):
     if head.lstrip()[:1] == b"<":
         return "it is a web page or other text"
     try:
-        Image.open(path).close()
-    except Image.DecompressionBombError:  # as Pillow has it, twice the pixels of a quarter of a gigabyte
+        _open(path).close()
+    except Image.DecompressionBombError:  # at twice the number of which Pillow warns
         return f"it has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
     except Exception:
         pass
