@@ -127,9 +127,8 @@ def show_data(facts, screen):
     if copies := len(facts.same_pixels.files):
         screen.say(f"{copies} copies of equal pixels, each with its like on one side")
     for row in facts.kept_together:
-        screen.say(
-            f"{row.images} images in {row.groups} groups on one side each: {row.reason}, as {row.example}"
-        )
+        groups = f"{row.groups} group{'s' * (row.groups != 1)}"
+        screen.say(f"{row.images} images in {groups}, each on one side: {row.reason}, as {row.example}")
     if facts.from_split:
         screen.say(
             "the submitted code cannot choose these images itself: it takes run/dataset_split as it is"
