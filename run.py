@@ -15,7 +15,7 @@ import tempfile
 import time
 
 from lab.bundle import bundle_names, check_output, file_name, redrawn, staged, zip_bundle
-from lab.errors import explain
+from lab.errors import exit_code
 from lab.machine import leave, processes
 from lab.options import parse_options
 
@@ -89,7 +89,7 @@ def report_only(options, screen):
         from verify.pages import keep_answers
 
         report.check_report(options.answers, options.latex, options.notebook)
-        record = read_record(options.folder / "run" / "record.json")
+        record = read_record(options.folder / "run" / "record.json", options.student_id)
         if options.notebook:
             report.check_finished(record, options.folder)
         record.student.name = options.name or record.student.name
@@ -150,47 +150,40 @@ def main(argv=None):
     """The exit code of `run`. Where torchrun has started several processes, of this one's part in it."""
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+
+    def lead():
+        return exit_code("run.py", lambda: run(argv))
+
     if processes() == 1:
-        return run(argv)
+        return lead()
     from lab import distributed
 
-    return distributed.join(lambda: run(argv))
+    return distributed.join(lead)
 
 
 def run(argv):
-    """Exit code 0: done; 1: a bundle is not what its report states, or its notebook does not run; 2: input
-    cannot be used; 130: Ctrl-C."""
+    """Exit code 0: done; 1: a bundle is not what its report states, or its notebook does not run."""
     start = time.perf_counter()
-    try:
-        options = parse_options(argv)
-        from lab.console import Screen
-        from lab.machine import keep_caches_writable
+    options = parse_options(argv)
+    from lab.console import Screen
+    from lab.machine import keep_caches_writable
 
-        keep_caches_writable()
-        screen = Screen(options.quiet, options.stages)
-        if options.verify:
-            from verify.verification import verify_all
+    keep_caches_writable()
+    screen = Screen(options.quiet, options.stages)
+    if options.verify:
+        from verify.verification import verify_all
 
-            return verify_all(options.verify, options.data, screen, limits=options.limits)
-        if options.check:
-            from lab.stages import check_data
+        return verify_all(options.verify, options.data, screen, limits=options.limits)
+    if options.check:
+        from lab.stages import check_data
 
-            check_data(options, screen)
-            return 0
-        if options.predict:
-            print(*predict_pictures(options, screen), sep="\n")
-            return 0
-        record = (report_only if options.report_only else train_and_report)(options, screen)
-        paths, well = finish(record, options, screen)
-    except KeyboardInterrupt:
-        warn("stopped")
-        return 130
-    except Exception as error:
-        message = explain(error)  # no := in this file: an old Python must read it to be told so
-        if message is None:
-            raise
-        warn(message)
-        return 2
+        check_data(options, screen)
+        return 0
+    if options.predict:
+        print(*predict_pictures(options, screen), sep="\n")
+        return 0
+    record = (report_only if options.report_only else train_and_report)(options, screen)
+    paths, well = finish(record, options, screen)
     screen.conclude(record, paths, time.perf_counter() - start)
     return 0 if well else 1
 

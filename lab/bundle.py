@@ -61,9 +61,12 @@ def check_output(options):
         raise InputError(f"{folder} is a file: move it away or name another --output-dir")
     names = [*bundle_names(student_id), file_name(student_id, "ipynb")]
     finished = [name for name in names if (folder / name).exists()]
+    interrupted = _can_go_on(_partial(folder, student_id))
+    if interrupted and not options.resume and not options.force:
+        raise InputError(f"{student_id} has an interrupted run: add --resume to go on with it, or --force")
     if not finished or options.force:
         return
-    if options.resume and not _can_go_on(_partial(folder, student_id)):
+    if options.resume and not interrupted:
         raise InputError(f"{folder} is finished: no interrupted run of {student_id} is left to resume")
     raise InputError(
         f"{folder} already holds {', '.join(finished)}: add --force to replace the bundle, "
@@ -103,26 +106,21 @@ def staged(folder, student_id, resume=False, again="--resume"):
 
     Files in `folder` that are not the bundle's stay. After a failure the old folder is as it was, and
     after a power cut or a kill it is the old or the new one. With `resume` the Staging is that of the
-    interrupted run; without it, that is set aside, and is back where this one fails before it has something
-    to keep. `again`: the flags that resume it. InputError if there is none, if another run is at work, or if
-    nothing can be written.
+    interrupted run. `again`: the flags that resume it. InputError if there is none, if another run is at
+    work, or if nothing can be written.
     """
     partial = _partial(folder, student_id)
-    before = _before(partial)
     with lock_folder(folder):
         _recover(partial, folder, student_id)
         if resume and not _can_go_on(partial):
             shutil.rmtree(partial, ignore_errors=True)
             raise InputError(f"there is no interrupted run of {student_id} to resume: run without --resume")
-        if not resume and _can_go_on(partial):
-            partial.rename(before)
         partial.mkdir(exist_ok=True)
         if not resume:
             _empty(partial)
         staging = Staging(partial)
         try:
             yield staging
-            shutil.rmtree(before, ignore_errors=True)
             _publish(partial, folder, student_id)
         except BaseException as error:
             input_error = isinstance(error, InputError) and not staging.trained
@@ -131,12 +129,8 @@ def staged(folder, student_id, resume=False, again="--resume"):
                 again += " --force" * folder.exists()
                 done = "after its training" if staging.trained else "from the last epoch"
                 print(f"run.py: {again} goes on {done}", file=sys.stderr)
-                shutil.rmtree(before, ignore_errors=True)
             else:
                 shutil.rmtree(partial, ignore_errors=True)
-                if before.exists():
-                    before.rename(partial)
-                    print(f"run.py: {student_id} still has an interrupted run: --resume", file=sys.stderr)
             raise
 
 
@@ -203,22 +197,12 @@ def _can_go_on(partial):
     return (partial / "run" / CHECKPOINT).is_file()
 
 
-def _before(partial):
-    return partial.with_name(f"{partial.name}-before")
-
-
 def _aside(folder):
     return folder.with_name(f".{folder.name}-old")
 
 
 def _recover(partial, folder, student_id):
-    """Complete a publishing that was cut off, or undo a start."""
-    if (before := _before(partial)).exists():
-        if not _can_go_on(partial):
-            shutil.rmtree(partial, ignore_errors=True)
-            before.rename(partial)
-        else:
-            shutil.rmtree(before, ignore_errors=True)
+    """Complete a publishing that was cut off."""
     old = _aside(folder)
     if old.exists() and not folder.exists():  # cut off between the two renames
         old.rename(folder)

@@ -17,19 +17,16 @@ import torch
 from lab.errors import InputError
 from lab.files import write_whole
 from lab.findings import Findings
-from lab.record import Choices, EpochRow, NamedRecipe
+from lab.record import Choices, EpochRow, NamedRecipe, Source
 
-MAGIC = b"ViT-checkpoint-9\n"  # and a SHA-256 of all that follows: one flipped bit is found
+MAGIC = b"ViT-checkpoint-A\n"  # and a SHA-256 of all that follows: one flipped bit is found
 DIGEST = 32  # bytes
 
 
 @dataclass
 class Start:
     """What a run was started with. `free`: names of hyperparameters still to be fitted to the images.
-
-    `folder`: of the images, as seen from the run folder; "" until read. It, `kind`, `source_name`, `plain`
-    and `notes` are those of a lab.intake.Source.
-    """
+    `source`: of the images once they are read, its folder as seen from the run folder."""
 
     recipe: NamedRecipe
     findings: Findings
@@ -37,12 +34,8 @@ class Start:
     name: str | None
     choices: Choices = field(default_factory=Choices)
     free: list[str] = field(default_factory=list)
-    folder: str = ""
-    kind: str = ""
-    source_name: str = ""
+    source: Source | None = None
     fingerprint: str = ""
-    plain: bool = True
-    notes: list[str] = field(default_factory=list)
 
 
 def state_of(setup):

@@ -5,7 +5,6 @@ the recipe and where it stands, and they compute their shares of each batch. The
 nothing. run.py imports this where torchrun has started it.
 """
 
-import atexit
 import contextlib
 import datetime
 import io
@@ -37,17 +36,13 @@ def join(lead):
         return 2
     signal.signal(signal.SIGTERM, _ended)
     try:
-        code = _help() if dist.get_rank() else lead()
+        return _help() if dist.get_rank() else lead()
     finally:
         if dist.is_initialized():  # none is lost
             if dist.get_rank() == 0 and not _at_work:
                 with contextlib.suppress(RuntimeError):  # one of them is gone
                     _send(None)  # the others are free
             dist.destroy_process_group()
-    # At once: a thread of gloo that still frees what it sent aborts the process where Python itself ends.
-    atexit._run_exitfuncs()
-    sys.stdout.flush(), sys.stderr.flush()
-    os._exit(code)
 
 
 def _lost():
@@ -91,7 +86,7 @@ def share(setup, recipe, first):
         (len(rows), *side.pixels.shape[1:], places, side.labels)
         for side, (rows, places) in zip(sides, unique)
     ]
-    job = (recipe.as_dict(), first, setup.device.type, setup.precision, setup.micro_batch, state.getvalue())
+    job = (recipe.as_dict(), first, setup.device.type, setup.precision, state.getvalue())
     _send((*job, sides[0].classes, about))
     for side, (rows, _) in zip(sides, unique):
         for part in rows.split(CHUNK):
@@ -131,7 +126,7 @@ def _help():
     return 0
 
 
-def _train(values, first, device, precision, micro_batch, state, classes, about):
+def _train(values, first, device, precision, state, classes, about):
     """Train as rank 0 does, on what `share` has sent."""
     recipe, device = Recipe(**values), torch.device(device)
     with tempfile.TemporaryDirectory() as folder:
@@ -139,8 +134,6 @@ def _train(values, first, device, precision, micro_batch, state, classes, about)
         train, test = (_received(side, classes, store) for side in about)
     setup = training.prepare(train, test, training.shown_once(recipe), device, precision)
     checkpoint.put_state(setup, torch.load(io.BytesIO(state), map_location="cpu", weights_only=True))
-    setup.micro_batch = micro_batch
-    training.keep_parts(setup)
     torch.manual_seed(recipe.seed + dist.get_rank())  # dropout of others here than on rank 0
     setup.shared = Shared(setup.model)
     for _ in training.epochs(setup, recipe, first=first):

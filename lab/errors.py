@@ -4,7 +4,9 @@ import contextlib
 import errno
 import importlib.util
 import shutil
+import sys
 import tempfile
+import unicodedata
 
 
 def printable(text, mark="\N{REPLACEMENT CHARACTER}"):
@@ -23,6 +25,14 @@ class InputError(ValueError):
 
     def __init__(self, text):
         super().__init__(printable(text))
+
+
+def check_name(name):
+    """InputError if a name has what no page and no terminal can show: control characters, broken UTF-8,
+    or marks that turn the direction of what follows."""
+    turning = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    if any(unicodedata.category(c) in ("Cc", "Cs") or c in turning for c in name):
+        raise InputError(f"the name {name!a} has control characters or is not UTF-8: rename it")
 
 
 class LostProcess(RuntimeError):
@@ -79,7 +89,22 @@ def explain(error):
         return f"{error.strerror}{what}: {HINTS[error.errno]}"
     if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
         return (
-            "the memory became too small: close other programs, or make dim, depth or image_size smaller; "
+            "the memory became too small: close other programs, or make batch_size, dim or depth smaller; "
             "where an epoch was finished, --resume goes on"
         )
     return None
+
+
+def exit_code(name, work, stopped="stopped"):
+    """What `work()`, a whole command of this name, returns; 130 after Ctrl-C and 2 where input cannot be
+    used, each said in one line."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        code, message = 130, stopped
+    except Exception as error:
+        code, message = 2, explain(error)
+        if message is None:
+            raise
+    print(f"{name}: {message}", file=sys.stderr)
+    return code

@@ -80,7 +80,7 @@ class ComparisonRow:
 
     model: str
     share: float
-    equal: str  # to the ViT: "steps", "time" or, in old records, "epochs"
+    equal: str  # to the ViT: "steps" or "time"
     runs: int
     failed: int
     train_images: int | None
@@ -113,14 +113,20 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class SearchTrial:
-    """A trial as the report shows it; `changed` are the values in which it differs from the recipe."""
+class Trial:
+    """A trial of a search; `changed` are the values in which it differs from the recipe."""
 
     number: int
+    state: str  # complete, pruned, failed; put back, lost; running, waiting
+    base: bool  # the recipe itself
+    again: int | None  # the number of the trial whose values these are
     changed: dict[str, bool | int | float | str]
-    accuracy: float
-    loss: float
+    accuracy: float | None
+    loss: float | None
     epochs: int
+    seconds: float | None
+    failure: str | None
+    precision: str | None
 
 
 @dataclass(frozen=True)
@@ -135,8 +141,8 @@ class Search:
     folds: int
     states: dict[str, int]
     seconds: float
-    base: SearchTrial | None
-    best: SearchTrial
+    base: Trial | None
+    best: Trial
     importances: dict[str, float] | None
     fresh: bool = False
     file: str = ""

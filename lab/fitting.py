@@ -52,7 +52,7 @@ class Fit(NamedTuple):
 
 def count_coloured(paths):
     """(how many have colours, how many were looked at) of image files, every so many of them."""
-    sample = paths[:: len(paths) // LOOKED_AT + 1]
+    sample = paths[:: -(-len(paths) // LOOKED_AT) or 1]
     return sum(map(is_coloured, sample)), len(sample)
 
 

@@ -28,20 +28,10 @@ from lab.files import place, write_whole
 from lab.groups import compile_group, group_images
 from lab.limits import LIMITS, MANY_PIXELS
 from lab.machine import pixel_store
-from lab.record import Choices, Copies, DataFacts, SplitFacts, Unreadable, as_json
+from lab.record import Choices, Copies, DataFacts, Source, SplitFacts, Unreadable, as_json
 
 LIT = 1000  # training images of which the brightness is measured
 MOST_PIXELS = 100_000_000  # of an image that is read
-
-
-class Source(NamedTuple):
-    """Where the images are. `plain`: the submitted code, which knows zips only, finds them there too."""
-
-    folder: Path
-    kind: str  # "zip", "folder" or "demonstration"
-    name: str  # of the zip or folder that was given
-    plain: bool = True
-    notes: tuple = ()  # what was guessed on unpacking
 
 
 class Images(NamedTuple):

@@ -20,7 +20,7 @@ from PIL import Image
 
 import data
 from lab.archives import FOREIGN, is_archive_name, is_image_name
-from lab.errors import InputError, printable
+from lab.errors import InputError, check_name, printable
 from lab.files import name_images
 from lab.labels import read_labels, table_beside
 from lab.record import LeftOut
@@ -218,14 +218,6 @@ def find_masks(folder, paths):
 
 
 # Classes
-
-
-def check_name(name):
-    """InputError if a name has what no page and no terminal can show: control characters, broken UTF-8,
-    or marks that turn the direction of what follows."""
-    turning = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-    if any(unicodedata.category(c) in ("Cc", "Cs") or c in turning for c in name):
-        raise InputError(f"the name {name!a} has control characters or is not UTF-8: rename it")
 
 
 def _check_classes(classes):

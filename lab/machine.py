@@ -104,8 +104,9 @@ def give_back_memory():
 
 
 def leave(code):
-    """End the process with this exit code, after all that was to be done at its end: to unload PyTorch's
-    libraries for CUDA as well takes half a second and 100 MB."""
+    """End the process with this exit code, after all that was to be done at its end. Unloading PyTorch's
+    libraries for CUDA as well takes half a second and 100 MB, and a thread of gloo that still frees what it
+    sent would abort the process."""
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
@@ -200,14 +201,12 @@ def least_memory(recipe, classes, precision):
 def check_memory(recipe, device, precision, images=2, classes=2):
     """InputError, with the value to reduce, if training on so many images cannot fit in the memory.
 
-    Where PyTorch says that memory is too small (CUDA, MPS), the trial steps find how many images fit, and
-    one must; on a CPU the system ends the process instead, and a whole batch must. Call it before any
-    work with the smallest data set there is, and again once the images are counted.
+    Call it before any work with the smallest data set there is, and again once the images are counted.
     """
     free = available_memory(device)
     if free is None:
         return
-    batch = min(recipe.batch_size, images) if device.type == "cpu" else 1
+    batch = min(recipe.batch_size, images)
 
     def need(recipe, batch):
         held, image = least_memory(recipe, classes, precision)
@@ -229,36 +228,18 @@ def check_memory(recipe, device, precision, images=2, classes=2):
     )
 
 
-def _can_write(folder):
-    """Whether files can be made in a folder, which is made too if it is not there."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK | os.X_OK)
-
-
 def keep_caches_writable():
-    """Give matplotlib and fontconfig a temporary folder where they cannot write to the user's own.
-
-    Without a home folder, or with one that is read-only, both warn of it. The folder goes when the process
-    ends. InputError if there is no place for temporary files at all.
-    """
-    home, get = os.path.expanduser("~"), os.environ.get
+    """Give matplotlib and fontconfig a temporary folder where the user's home is not there or read-only: both
+    warn of it. The folder goes when the process ends. InputError if there is no place for temporary files."""
+    home = os.path.expanduser("~")
     if os.path.isabs(home):
         os.environ.setdefault("HOME", home)  # fontconfig looks nowhere else
-    else:  # it is still "~": there is none
-        home = os.devnull
-    inside = ("/.cache", "/.config") if sys.platform.startswith("linux") else ("", "")
-    cache = get("XDG_CACHE_HOME") or home + inside[0]
-    config = get("XDG_CONFIG_HOME") or home + inside[1]
-    plots = [get("MPLCONFIGDIR")] if get("MPLCONFIGDIR") else [cache, config]
-    used = {"XDG_CACHE_HOME": [cache], "MPLCONFIGDIR": plots}
     try:
         tempfile.gettempdir()
-        if lacking := [name for name, folders in used.items() if not all(map(_can_write, folders))]:
+        if not os.access(home, os.W_OK | os.X_OK):
             folder = tempfile.mkdtemp(prefix="run-caches-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            os.environ.update(dict.fromkeys(lacking, folder))
+            os.environ.setdefault("XDG_CACHE_HOME", folder)
+            os.environ.setdefault("MPLCONFIGDIR", folder)
     except OSError as error:
         raise InputError(f"no temporary files can be written ({error.strerror}): set TMPDIR") from None

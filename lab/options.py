@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.bundle import check_student_id
-from lab.errors import InputError, check_packages
+from lab.errors import InputError, check_name, check_packages
 from lab.limits import Limits, limits_of
 from lab.recipe import Recipe, free_names, load_recipe, named_recipes, parse_setting
 from lab.record import Choices
@@ -137,26 +137,14 @@ def make_parser():
 
 def add_choices(group):
     """Add the flags of lab.record.Choices to an argparse parser or group; `choices_of` reads them."""
-    group.add_argument(
-        "--labels",
-        metavar="FILE",
-        help="classes from a table in place of folders: FILE, or FILE:image column,label column",
-    )
-    group.add_argument(
-        "--exclude", metavar="GLOB", action="append", default=[], help="leave such files out (repeatable)"
-    )
-    group.add_argument(
-        "--include",
-        metavar="GLOB",
-        action="append",
-        default=[],
-        help="use such files although they look like masks (repeatable)",
-    )
-    group.add_argument(
-        "--group",
-        metavar="REGEX",
-        help="images whose paths give the same match stay on one side: one coil, one patient",
-    )
+    add, repeated = group.add_argument, {"action": "append", "default": []}
+    labels = "classes from a table in place of folders: FILE, or FILE:image column,label column"
+    add("--labels", metavar="FILE", help=labels)
+    add("--exclude", metavar="GLOB", **repeated, help="leave such files out (repeatable)")
+    masks = "use such files although they look like masks (repeatable)"
+    add("--include", metavar="GLOB", **repeated, help=masks)
+    together = "images whose paths give the same match stay on one side: one coil, one patient"
+    add("--group", metavar="REGEX", help=together)
 
 
 def choices_of(args):
@@ -166,115 +154,62 @@ def choices_of(args):
 
 def _add_data(parser):
     group = parser.add_argument_group("what to train on")
-    group.add_argument(
-        "--data",
-        metavar="PATH",
-        help="zip, tar or folder with a folder of images for each class, or 'demo' (default: dataset.zip or "
-        "dataset/ here, else drawn demonstration images)",
-    )
-    group.add_argument(
-        "--limit",
-        metavar="NAME=N",
-        action="append",
-        default=[],
-        help="what it may hold: images (files, default 200000), image_mb (200), total_gb (50, unpacked)",
-    )
-    group.add_argument(
-        "--check", action="store_true", help="say how the files are understood, and stop before training"
-    )
+    add = group.add_argument
+    data = "zip, tar or folder with a folder of images for each class, or 'demo' (default: dataset.zip or "
+    add("--data", metavar="PATH", help=data + "dataset/ here, else drawn demonstration images)")
+    limit = "what it may hold: images (files, default 200000), image_mb (200), total_gb (50, unpacked)"
+    add("--limit", metavar="NAME=N", action="append", default=[], help=limit)
+    add("--check", action="store_true", help="say how the files are understood, and stop before training")
     add_choices(group)
 
 
 def _add_training(parser):
-    group = parser.add_argument_group("how to train")
-    names = ", ".join(named_recipes())
+    add, names = parser.add_argument_group("how to train").add_argument, ", ".join(named_recipes())
     about = f"{names}, or a .toml file (default: default, which is fitted to the images)"
-    group.add_argument("--recipe", metavar="NAME", default="default", help=about)
-    group.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="change one hyperparameter of the recipe (repeatable; list below)",
-    )
-    group.add_argument("--seed", type=int, metavar="N", help="training seed, the same as --set seed=N")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    group.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        default="auto",
-        help="of the forward and backward pass (default: the fastest the device has)",
-    )
-    group.add_argument("--resume", action="store_true", help="go on with this id's interrupted run")
-    group.add_argument("--study", action="store_true", help="first search for a better recipe, train that")
-    group.add_argument(
-        "--budget", metavar="HOW MUCH", help="of --study: 90s, 10m (default), 2h, or a number of trials"
-    )
+    add("--recipe", metavar="NAME", default="default", help=about)
+    change = "change one hyperparameter of the recipe (repeatable; list below)"
+    add("--set", metavar="NAME=VALUE", action="append", default=[], help=change)
+    add("--seed", type=int, metavar="N", help="training seed, the same as --set seed=N")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    fastest = "of the forward and backward pass (default: the fastest the device has)"
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=fastest)
+    add("--resume", action="store_true", help="go on with this id's interrupted run")
+    add("--study", action="store_true", help="first search for a better recipe, train that")
+    add("--budget", metavar="HOW MUCH", help="of --study: 90s, 10m (default), 2h, or a number of trials")
 
 
 def _add_outputs(parser):
-    group = parser.add_argument_group("what to write")
-    group.add_argument("--student-id", metavar="ID", help="names the three files")
-    group.add_argument("--name", metavar="NAME", help="your name, for the title block")
-    group.add_argument(
-        "--answers", metavar="DIR", type=Path, help="your answers q06.md ... q10d.md, in place of ours"
-    )
-    group.add_argument("--output-dir", metavar="DIR", type=Path, default=OUTPUTS)
-    group.add_argument(
-        "--force",
-        action="store_true",
-        help="replace a finished bundle of this id, with the predictions and files made from it",
-    )
-    group.add_argument("--latex", action="store_true", help="also the report as LaTeX, in latex/")
-    group.add_argument("--notebook", action="store_true", help="also the code as a notebook, with outputs")
-    group.add_argument("--zip", action="store_true", help="also one zip of the three files, to upload")
-    group.add_argument(
-        "--onnx",
-        metavar="OPSET",
-        type=int,
-        nargs="?",
-        const=18,
-        help="also the model as ONNX (opset 18), for other programs",
-    )
-    group.add_argument(
-        "--tensorboard",
-        action="store_true",
-        help="also the scores of each epoch for TensorBoard, as they come",
-    )
-    for flag, what in (
-        ("--diary", "ablation diary (question 7)"),
-        ("--compare", "ViT beside CNNs (question 8)"),
-    ):
-        group.add_argument(
-            flag,
-            metavar="JSON",
-            nargs="?",
-            const=FRESH,
-            help=f"{what}: results of python -m study, or none to make them now (slow on a CPU)",
-        )
+    add = parser.add_argument_group("what to write").add_argument
+    add("--student-id", metavar="ID", help="names the three files")
+    add("--name", metavar="NAME", help="your name, for the title block")
+    add("--answers", metavar="DIR", type=Path, help="your answers q06.md ... q10d.md, in place of ours")
+    add("--output-dir", metavar="DIR", type=Path, default=OUTPUTS)
+    force = "replace a finished bundle of this id, with the predictions and files made from it"
+    add("--force", action="store_true", help=force)
+    add("--latex", action="store_true", help="also the report as LaTeX, in latex/")
+    add("--notebook", action="store_true", help="also the code as a notebook, with outputs")
+    add("--zip", action="store_true", help="also one zip of the three files, to upload")
+    onnx = "also the model as ONNX (opset 18), for other programs"
+    add("--onnx", metavar="OPSET", type=int, nargs="?", const=18, help=onnx)
+    scores = "also the scores of each epoch for TensorBoard, as they come"
+    add("--tensorboard", action="store_true", help=scores)
+    study = {"metavar": "JSON", "nargs": "?", "const": FRESH}
+    made = "results of python -m study, or none to make them now (slow on a CPU)"
+    add("--diary", **study, help=f"ablation diary (question 7): {made}")
+    add("--compare", **study, help=f"ViT beside CNNs (question 8): {made}")
 
 
 def _add_afterwards(parser):
-    group = parser.add_argument_group("afterwards")
-    group.add_argument("--report-only", action="store_true", help="draw the PDF of a finished run again")
-    group.add_argument(
-        "--predict",
-        metavar="PATH",
-        type=Path,
-        nargs="+",
-        help="ask this id's finished model about new pictures: files, folders, zips",
-    )
-    group.add_argument(
-        "--threshold", metavar="P", type=float, help="of --predict: less confident answers are marked unsure"
-    )
-    group.add_argument(
-        "--verify",
-        metavar="PATH",
-        type=Path,
-        help="check bundles, nothing else: a bundle's folder, a folder of many, or a zip",
-    )
-    group.add_argument("--no-verify", action="store_true", help="do not check the new bundle at the end")
-    group.add_argument("--quiet", action="store_true", help="print nothing but the paths and errors")
+    add = parser.add_argument_group("afterwards").add_argument
+    add("--report-only", action="store_true", help="draw the PDF of a finished run again")
+    asked = "ask this id's finished model about new pictures: files, folders, zips"
+    add("--predict", metavar="PATH", type=Path, nargs="+", help=asked)
+    unsure = "of --predict: less confident answers are marked unsure"
+    add("--threshold", metavar="P", type=float, help=unsure)
+    bundles = "check bundles, nothing else: a bundle's folder, a folder of many, or a zip"
+    add("--verify", metavar="PATH", type=Path, help=bundles)
+    add("--no-verify", action="store_true", help="do not check the new bundle at the end")
+    add("--quiet", action="store_true", help="print nothing but the paths and errors")
 
 
 def parse_options(argv=None):
@@ -284,6 +219,7 @@ def parse_options(argv=None):
     args = parser.parse_args(argv)
     if args.verify is None and args.student_id is None and not args.check:
         parser.error("--student-id ID is needed")
+    check_name(args.name or "")
     settings = tuple(parse_setting(text) for text in args.set)
     if args.seed is not None:
         settings += (("seed", args.seed),)

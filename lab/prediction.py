@@ -104,12 +104,12 @@ class Outcome:
 
 
 def find_pictures(places, scratch, limits):
-    """([(name, path)] of the pictures in files, folders, zips and tars, lab.record.LeftOut of other files).
+    """([(name, path)] of the pictures in files, folders, zips and tars, what is to say of other files).
 
     Archives are unpacked in the folder `scratch`. InputError where a place is none of these, or outside the
     limits.
     """
-    found, left_out = [], defaultdict(list)
+    found, left_out, notes = [], defaultdict(list), []
     places = list(dict.fromkeys(map(Path, places)))  # none twice
     names = [place.name for place in places]
     for number, place in enumerate(places):
@@ -117,7 +117,7 @@ def find_pictures(places, scratch, limits):
         before = f"{own}/" if len(places) > 1 else ""
         if place.is_file() and archives.is_archive_name(place):
             place, home = scratch / str(number), place
-            archives.unpack([home], home.parent, place, limits)
+            notes += archives.unpack([home], home.parent, place, limits)
         elif place.is_file():
             found.append((own, place))
             continue
@@ -128,12 +128,12 @@ def find_pictures(places, scratch, limits):
         found += [(before + path.as_posix(), place / path) for path in candidates]
     if not found:
         raise InputError(f"no pictures in {', '.join(map(str, places))}")
-    return found, layout.count_left_out(left_out)
+    return found, [*notes, *(row.told for row in layout.count_left_out(left_out))]
 
 
 def load_bundle(folder, student_id):
     """(Record, model) of a finished bundle. InputError where there is none, or its weights are others."""
-    record = read_record(folder / "run" / "record.json")
+    record = read_record(folder / "run" / "record.json", student_id)
     weights, _ = load_weights(folder / file_name(student_id, "pth"))
     return record, fit_model(weights, record.recipe.values, len(record.data.classes)).eval()
 
@@ -207,9 +207,9 @@ def predict(options, screen):
     keep_freed_memory()
     table = options.folder / "predictions" / "predictions.csv"
     with tempfile.TemporaryDirectory() as scratch:
-        pictures, left_out = find_pictures(options.predict, Path(scratch), options.limits)
-        for row in left_out:
-            screen.say(row.told, "yellow")
+        pictures, notes = find_pictures(options.predict, Path(scratch), options.limits)
+        for line in notes:
+            screen.say(line, "yellow")
         table.parent.mkdir(exist_ok=True)
         with screen.count("reading pictures", len(pictures)) as tick:
             predictor = Predictor(record, model.to(device), options.threshold, tick)

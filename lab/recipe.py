@@ -92,6 +92,17 @@ class Recipe:
         return "".join(f"{name} = {json.dumps(value)}\n" for name, value in self.as_dict().items())
 
 
+def recipe_groups():
+    """{heading: [names]} of the hyperparameters, in their order."""
+    first_of = {"image_size": "Model", "standardize": "Images", "epochs": "Optimisation"}
+    groups = {}
+    for f in dataclasses.fields(Recipe):
+        if f.name in first_of:
+            names = groups[first_of[f.name]] = []
+        names.append(f.name)
+    return groups
+
+
 def _checked(f, value):
     """`value` as the field's type, or InputError."""
     kind, meta = type(f.default), f.metadata

@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,7 +16,7 @@ from lab.files import write_csv, write_whole
 from lab.findings import Findings
 from lab.recipe import Recipe
 
-SCHEMA = 9  # one more where a field or a hyperparameter comes or goes, or a fitted value is found otherwise
+SCHEMA = 10  # one more where a field or a hyperparameter comes or goes, or a fitted value is found otherwise
 
 
 @dataclass
@@ -59,6 +60,16 @@ class Machine:
     packages: dict[str, str]
     precision: str = "fp32"
     processes: int = 1
+
+
+class Source(NamedTuple):
+    """Where the images are. `plain`: the submitted code, which knows zips only, finds them there too."""
+
+    folder: str
+    kind: str  # "zip", "folder" or "demonstration"
+    name: str  # of the zip or folder that was given
+    plain: bool = True
+    notes: tuple[str, ...] = ()  # what was guessed on unpacking
 
 
 @dataclass
@@ -336,20 +347,22 @@ def write_record(path, record):
     write_whole(path, as_json(record))
 
 
-def read_record(path):
-    """The Record in a JSON file. InputError where there is none, it is damaged, or of another version."""
+def read_record(path, student_id=None):
+    """The Record in a JSON file. InputError where there is none, it is damaged, or another student's."""
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        schema = content["schema"]
         named = set(content["recipe"]["values"]) == set(Recipe.__dataclass_fields__)
-        if schema == SCHEMA and named:
-            return msgspec.convert(content, Record)
+        record = msgspec.convert(content, Record) if content["schema"] == SCHEMA and named else None
     except FileNotFoundError:
         raise InputError(f"there is no {path}: a finished run of this id is needed") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}): run again with --force") from None
-    raise InputError(f"{path} was written by another version: run again with --force")
+    if record is None:
+        raise InputError(f"{path} was written by another version: run again with --force")
+    if student_id not in (None, record.student.id):
+        raise InputError(f"{path} is of student {record.student.id}: give the folder that name again")
+    return record
 
 
 def write_tables(folder, record):

@@ -19,7 +19,6 @@ from lab.checkpoint import Checkpoint
 from lab.console import clock
 from lab.errors import InputError
 from lab.files import write_whole
-from lab.layout import check_name
 from lab.machine import (
     check_memory,
     choose_device,
@@ -36,8 +35,6 @@ LONG = 600  # seconds of training that a person is warned of
 
 def check_machine(options, screen):
     """-> (torch.device, Machine) of this run. InputError where it cannot train the recipe."""
-    if options.name:
-        check_name(options.name)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     if not options.resume:
@@ -71,17 +68,14 @@ def read(options, staging, start, screen):
     InputError as lab.intake has it, or where they are not those that the run was started with.
     """
     run = staging.run
-    if start.folder:
-        source = intake.Source(
-            run / start.folder, start.kind, start.source_name, start.plain, tuple(start.notes)
-        )
+    if start.source:
+        source = start.source._replace(folder=run / start.source.folder)
     else:
         source = intake.open_source(options.data, run, options.limits)
         place, home = Path(source.folder).resolve(), run.resolve()
         # Relative where it can be, as the run folder moves when it is published.
-        start.folder = str(place.relative_to(home) if place.is_relative_to(home) else place)
-        start.kind, start.source_name = source.kind, source.name
-        start.plain, start.notes = source.plain, list(source.notes)
+        place = place.relative_to(home) if place.is_relative_to(home) else place
+        start.source = source._replace(folder=str(place))
     with screen.count("reading images") as tick:
         images = intake.read_images(
             source, start.recipe.values, run / "dataset_split", tick, start.choices, frozenset(start.free)
@@ -174,10 +168,6 @@ def _announce(setup, recipe, done, screen):
     if not left:
         return
     seconds = try_steps(setup, recipe, processes()) * left / recipe.epochs
-    if setup.micro_batch:
-        screen.say(
-            f"the memory holds {setup.micro_batch} images at a time: slower, the same results", "yellow"
-        )
     screen.say(f"{left} epochs, about {clock(seconds)} here")
     if seconds > LONG:
         screen.say(

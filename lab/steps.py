@@ -75,25 +75,6 @@ def faster(optimizers):
     return [better(optimizer) for optimizer in optimizers]
 
 
-def in_parts(model, size):
-    """Have the model take `size` images at a time, and in training compute what the backward pass needs of
-    them anew when it gets to them: the same results, in the memory that a part takes.
-
-    A norm over the batch would see the parts; a ViT has none.
-    """
-    from torch.utils.checkpoint import checkpoint
-
-    whole = type(model).forward
-
-    def forward(images):
-        parts = images.split(size)
-        if torch.is_grad_enabled():
-            return torch.cat([checkpoint(whole, model, part, use_reentrant=False) for part in parts])
-        return torch.cat([whole(model, part) for part in parts])
-
-    model.forward = forward
-
-
 def capture(model, shape, precision):
     """On a CUDA device: record the kernels of the forward and backward pass for a batch of this shape, and
     start them all at once from then on. One by one, starting them takes most of the time of a small model.

@@ -1,4 +1,4 @@
-"""The graded core's training, wrapped: parts that fit in the memory, a log, progress, advice.
+"""The graded core's training, wrapped: a log, progress, advice.
 
 Nothing here changes what train.py computes.
 """
@@ -16,18 +16,17 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import train
 from data import BatchLoader
-from lab.errors import is_out_of_memory, told
+from lab.errors import told
 from lab.machine import keep_freed_memory
-from lab.steps import capture, faster, in_parts, without_compiler
+from lab.steps import capture, faster, without_compiler
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
 class Setup:
-    """All that a training needs. `precision`: fp32, bf16 or fp16; `micro_batch`: how many images the model
-    takes at a time, where the memory is too small for a batch; `shared`: the model on several processes
-    (lab.distributed)."""
+    """All that a training needs. `precision`: fp32, bf16 or fp16; `shared`: the model on several
+    processes (lab.distributed)."""
 
     model: torch.nn.Module
     optimizers: list
@@ -37,7 +36,6 @@ class Setup:
     test_loader: BatchLoader
     device: torch.device
     precision: str
-    micro_batch: int | None = None
     shared: torch.nn.Module | None = None
 
 
@@ -67,34 +65,22 @@ def prepare(train_split, test_split, recipe, device, precision, *, model=None, o
 
 def try_steps(setup, recipe, processes=1):
     """Two training steps on copies: how many seconds the whole training will take, about, where so many
-    processes share its batches.
-
-    Where memory is too small for a whole batch, they find `setup.micro_batch`, the number of images that fit:
-    half a batch, a quarter and so on. The error is raised if one image is too many. Nothing that the
-    training draws from changes.
-    """
+    processes share its batches. Nothing that the training draws from changes."""
     model = copy.deepcopy(setup.model)
     optimizers = faster(train.make_optimizers(model, recipe))
     loader = BatchLoader(setup.train_loader.dataset, shown_once(recipe), setup.device, train=True)
     with torch.random.fork_rng(), told(advice(recipe)):  # dropout draws from it
         for batch in itertools.islice(loader, 2):  # the first step is slower than all others
             shares = [values[: -(-len(values) // processes)] for values in batch]
-            seconds = _step_that_fits(setup, model, optimizers, shares, recipe) / len(batch[0])
+            seconds = seconds_of_step(setup, shares, recipe, model, optimizers) / len(batch[0])
     # Scoring an image takes the forward pass alone, about a third of a step.
     images = len(setup.train_loader.dataset) + len(setup.test_loader.dataset) / 3
-    keep_parts(setup)
     return seconds * images * recipe.epochs
 
 
 def shown_once(recipe):
     """The recipe for the images of a training loader, which are repeated already."""
     return dataclasses.replace(recipe, repeats=1, balance=0.0)
-
-
-def keep_parts(setup):
-    """Have the model take `setup.micro_batch` images at a time, if that is set."""
-    if setup.micro_batch:
-        in_parts(setup.model, setup.micro_batch)
 
 
 def seconds_of_step(setup, batch, recipe, model=None, optimizers=None):
@@ -108,23 +94,6 @@ def seconds_of_step(setup, batch, recipe, model=None, optimizers=None):
             label_smoothing=recipe.label_smoothing,
         )  # fmt: skip
     return time.perf_counter() - start
-
-
-def _step_that_fits(setup, model, optimizers, batch, recipe):
-    """The seconds of a step on one batch; lowers `setup.micro_batch` until it fits."""
-    whole = len(batch[0])
-    while True:
-        try:
-            return seconds_of_step(setup, batch, recipe, model, optimizers)
-        except (RuntimeError, MemoryError) as error:
-            if setup.micro_batch == 1 or not is_out_of_memory(error):
-                raise
-        # Out here the error is gone, and with it the tensors that it held.
-        setup.micro_batch = (setup.micro_batch or whole) // 2  # halves: a power of two stays one
-        model.zero_grad()
-        in_parts(model, setup.micro_batch)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # its blocks have sizes that will not be asked for again
 
 
 class Ticking:
@@ -151,11 +120,9 @@ def advice(recipe):
 
 
 def record_passes(setup, recipe):
-    """Record the passes of a training step where that can be done: on a GPU, where a whole batch fits in the
-    memory of one process."""
-    alone = not setup.shared and not setup.micro_batch
+    """Record the passes of a training step where that can be done: on a GPU, in one process."""
     # A norm over the batch has buffers, which the recording would change.
-    if setup.device.type == "cuda" and alone and not any(True for _ in setup.model.buffers()):
+    if setup.device.type == "cuda" and not setup.shared and not any(True for _ in setup.model.buffers()):
         shape = (recipe.batch_size, *setup.train_loader.dataset.pixels.shape[1:])
         capture(setup.model, shape, DTYPES[setup.precision])
 
@@ -182,7 +149,7 @@ def epochs(setup, recipe, *, first=1, log=None, tick=None):
         yield epoch
 
 
-def score(setup, recipe, log=None):
+def score(setup, recipe):
     """The logits (n, classes) of the test images as after the last epoch: in float32, over all views."""
-    with contextlib.redirect_stdout(log or io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()):
         return train.evaluate(setup.model, setup.test_loader, [], recipe)[2]

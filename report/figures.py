@@ -276,7 +276,7 @@ def draw_shares(comparison):
     figure, axes = plt.subplots(figsize=(6.0, 2.6))
     counts = sorted({row.train_images for row in comparison.rows if row.runs})
     for name, style in LINES.items():
-        for equal in ("steps", "time", "epochs"):
+        for equal in ("steps", "time"):
             rows = [(r.train_images, 100 * (1 - r.accuracy), 100 * (r.sd or 0)) for r in comparison.rows
                     if (r.model, r.equal) == (name, equal) and r.runs]  # fmt: skip
             if rows:

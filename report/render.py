@@ -14,10 +14,10 @@ from collections import Counter
 from urllib.parse import unquote
 
 from lab.errors import InputError
+from lab.recipe import recipe_groups
 from lab.record import as_json
 from report import answers, extracts, fonts
 from report.page import TEMPLATES, data_url, templates
-from report.source import recipe_groups
 
 QUESTION_NAMES = {key: f"Question {number}" for key, number, _ in answers.QUESTIONS}
 
@@ -74,14 +74,10 @@ def setting_columns(values, columns=3):
     def shown(value):
         return answers.setting(value) if isinstance(value, bool) else f"{value}"
 
-    groups = recipe_groups()
-    known = {name for names in groups.values() for name in names}
     filled = [[] for _ in range(columns)]
-    for heading, names in [*groups.items(), ("Others", [name for name in values if name not in known])]:
-        rows = [(name, shown(values[name])) for name in names if name in values]
-        if rows:
-            shortest = min(filled, key=lambda column: sum(2 + len(rows) for _, rows in column))
-            shortest.append((heading, rows))
+    for heading, names in recipe_groups().items():
+        shortest = min(filled, key=lambda column: sum(2 + len(rows) for _, rows in column))
+        shortest.append((heading, [(name, shown(values[name])) for name in names]))
     return filled
 
 
@@ -233,13 +229,6 @@ def plain_text(page):
     return html.unescape(re.sub(r"<style.*?</style>|<[^>]*>", "", page, flags=re.DOTALL))
 
 
-def _fetcher():
-    """A WeasyPrint URL fetcher that reads data URLs only: no network, no files."""
-    from weasyprint.urls import URLFetcher
-
-    return URLFetcher(allowed_protocols={"data"})
-
-
 def carried(record, run, texts):
     """{name: bytes} of what the PDF carries, so that with images and weights it can be drawn again: the
     record, the log, and the student's answers, look-ups done, with their pictures."""
@@ -262,11 +251,13 @@ def render_report(record, run, answers_folder=None):
     """
     check_renderer()
     import weasyprint
+    from weasyprint.urls import URLFetcher
 
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # it reports its subsetting step by step
     texts = answers.answer_texts(record, answers_folder)
     page = render_html(record, run, texts)
-    document = weasyprint.HTML(string=page, base_url=TEMPLATES.as_uri(), url_fetcher=_fetcher())
+    nothing_else = URLFetcher(allowed_protocols={"data"})  # no network, no files
+    document = weasyprint.HTML(string=page, base_url=TEMPLATES.as_uri(), url_fetcher=nothing_else)
     date = datetime.datetime.fromisoformat(document_date(record))
     attached = [
         weasyprint.Attachment(string=content, name=name, description=name, created=date, modified=date)

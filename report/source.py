@@ -81,17 +81,3 @@ def step_of(text, line):
     """The step whose banner is the last above a line of the submitted program, e.g. "3"; None above all."""
     found = [match[1] for match in map(STEP.match, _parsed(text)[0][:line]) if match]
     return found[-1] if found else None
-
-
-def recipe_groups():
-    """{heading: [names]} of the hyperparameters, under the comments that head them in lab/recipe.py."""
-    text = _text("lab/recipe.py")
-    lines, _ = _parsed(text)
-    groups, heading = {}, "Hyperparameters"
-    for node in find(text, "Recipe").body:
-        if isinstance(node, ast.AnnAssign):
-            above = lines[node.lineno - 2].strip()
-            if above.startswith("# The "):
-                heading = re.match(r"# The ([\w ,-]+)", above)[1].strip().capitalize()
-            groups.setdefault(heading, []).append(node.target.id)
-    return groups

@@ -7,9 +7,9 @@ import textwrap
 from functools import lru_cache
 from typing import NamedTuple
 
-from lab.recipe import Recipe
+from lab.recipe import Recipe, recipe_groups
 from report.page import templates
-from report.source import piece, recipe_groups
+from report.source import piece
 
 WIDTH = 110  # letters a line, as in the project's source
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -14,7 +14,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from lab.errors import InputError, explain
+from lab.errors import InputError, exit_code
 from lab.limits import limits_of
 from lab.options import Once, add_choices, choices_of
 from lab.recipe import free_names, load_recipe, parse_setting
@@ -155,19 +155,13 @@ def compare(args):
 def main(argv=None):
     """Exit code 0: done; 2: input cannot be used; 130: Ctrl-C."""
     args = make_parser().parse_args(argv)
-    try:
+
+    def work():
         check(args)
         {"search": search, "trials": trials, "diary": diary, "compare": compare}[args.command](args)
-    except KeyboardInterrupt:
-        print(f"study {args.command}: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    except Exception as error:
-        message = explain(error)
-        if message is None:
-            raise
-        print(f"study {args.command}: {message}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code(f"study {args.command}", work, "stopped; the same command goes on")
 
 
 if __name__ == "__main__":

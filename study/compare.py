@@ -23,17 +23,14 @@ from functools import partial
 from typing import ClassVar
 
 from lab.errors import InputError
-from lab.files import write_whole
 from lab.findings import Comparison, ComparisonRow
-from lab.record import as_json
 from study import figures
-from study.results import Results, Run, Value, read_results, run_study, without_seed
+from study.results import Results, Run, Value, run_study, without_seed
 
 NETWORKS = ("vit", "cnn", "resnet18")  # in the order of tables; study.cnn.MAKERS makes them
 SIZES = ("train_images", "parameters", "mult_adds")  # the same for all seeds
 MEANS = ("epochs", "inference_rate")  # of which a table has the means
 EQUALS = ("steps", "time")
-RECORDED_EQUAL = "epochs"  # of rows before there was a choice: fewer steps on fewer images
 # Tried for each network: multiples of the recipe's peak learning rate, and mixup.
 GRID = [(rate, mixup) for rate in (1 / 3, 1, 3) for mixup in (0.0, 0.4)]
 TUNED_SHARE, TUNED_FOLDS = 25, 4  # percent of the training images that it is tuned on, and its parts
@@ -59,7 +56,7 @@ class ComparisonRun(Run):
     share: float
     seed: int
     threads: int
-    equal: str = RECORDED_EQUAL
+    equal: str
     epochs: int | None = None
     train_images: int | None = None
     parameters: int | None = None
@@ -244,7 +241,7 @@ def compare(where, recipe, seeds, shares, networks, output, say=print, *, equals
     tuned: {network: {hyperparameter: value}} in place of the recipe's, as `tune` finds them.
     """
     recipes = [dataclasses.replace(recipe, seed=seed) for seed in seeds]
-    about, tuned = where.about(recipe, vit="vit" in networks), _joined(tuned or {}, output)
+    about, tuned = where.about(recipe, vit="vit" in networks), tuned or {}
     about = ComparisonResults(**about, recipe=without_seed(recipe), tuned=tuned)
     work = {
         f"{name} | {share:g} % | equal {equal} | seed {recipe.seed}": partial(
@@ -261,19 +258,6 @@ def compare(where, recipe, seeds, shares, networks, output, say=print, *, equals
     return dataclasses.replace(found, fresh=True, file=output.name)
 
 
-def _joined(tuned, output):
-    """`tuned` with what the file `output` says of other networks. The file is told of new ones,
-    unless it has rows of theirs."""
-    if not output.exists():
-        return tuned
-    there = read_results(output, ComparisonResults)
-    new = tuned.keys() - there.tuned.keys()
-    if not new & {row.model for row in there.rows.values()}:
-        added = there.tuned | {name: tuned[name] for name in new}
-        write_whole(output, as_json(dataclasses.replace(there, tuned=added)))
-    return there.tuned | tuned
-
-
 def summary(results):
     """ComparisonResults -> lab.findings.Comparison, largest share first.
 
@@ -284,15 +268,14 @@ def summary(results):
     groups = figures.grouped(results.rows.values(), ("share", "equal", "model"), "seed")
     vits = {share: group for (share, _, name), group in groups.items() if name == "vit"}
     table = []
-    kinds = (*EQUALS, RECORDED_EQUAL)
-    order = sorted(groups, key=lambda key: (-key[0], kinds.index(key[1]), NETWORKS.index(key[2])))
+    order = sorted(groups, key=lambda key: (-key[0], EQUALS.index(key[1]), NETWORKS.index(key[2])))
     for share, equal, name in order:
         group = groups[share, equal, name]
         runs, vit = figures.whole(group), {} if name == "vit" else vits.get(share, {})
         pairs = figures.pairs_of(vit, group)
-        difference = vars(figures.paired(pairs))
-        if not pairs:
-            difference = difference | {"within_noise": None}  # there is nothing to compare with
+        difference = figures.paired(pairs)
+        if not pairs:  # there is nothing to compare with
+            difference["within_noise"] = None
         table.append(
             ComparisonRow(
                 model=name,

@@ -143,7 +143,7 @@ def summary(results):
             name=name,
             value=value,
             **figures.of(group),
-            **vars(figures.paired(figures.pairs_of(group, start))),
+            **figures.paired(figures.pairs_of(group, start)),
         )
         for (name, value), group in groups.items()
     ]

@@ -2,20 +2,6 @@
 
 import math
 import statistics
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The mean of paired differences, its 95 % interval `low` to `high`, and whether that holds zero.
-
-    Where a figure cannot be determined it is None, and the difference counts as within the noise.
-    """
-
-    difference: float | None
-    low: float | None
-    high: float | None
-    within_noise: bool
 
 
 def mean(values):
@@ -58,15 +44,17 @@ def pairs_of(first, second):
 
 
 def paired(pairs):
-    """The Difference of the accuracies of [(run, run)], first minus second."""
+    """What a row says of the accuracies of [(run, run)], first minus second: the mean difference, its 95 %
+    interval, None where it cannot be determined, and whether that holds zero."""
     differences = [first.accuracy - second.accuracy for first, second in pairs]
     if len(differences) < 2:  # a spread takes two
-        return Difference(mean(differences), None, None, True)
+        return {"difference": mean(differences), "low": None, "high": None, "within_noise": True}
     from scipy.stats import t
 
     middle, error = mean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
     half = float(t.ppf(0.975, len(differences) - 1)) * error  # 2.5 % on either side
-    return Difference(middle, middle - half, middle + half, middle - half <= 0 <= middle + half)
+    noise = abs(middle) <= half
+    return {"difference": middle, "low": middle - half, "high": middle + half, "within_noise": noise}
 
 
 def shown(value, form, scale=1):

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
+from lab.errors import InputError
 from lab.files import take_lock
 from lab.findings import Findings
 from lab.limits import LIMITS
@@ -33,7 +34,11 @@ def load_findings(diary_path=None, comparison_path=None):
 
     def load(module, kind, path, recorded):
         file = Path(path or STUDIES / recorded)
-        found = module.summary(read_results(file, kind))
+        results = read_results(file, kind)
+        found = module.summary(results) if results.rows else None
+        told = "difference" if module is diaries else "accuracy"
+        if not found or all(getattr(row, told) is None for row in found.rows):
+            raise InputError(f"{file} has no finished runs to show yet: {kind.command} goes on with it")
         return dataclasses.replace(found, fresh=path is not None, file=file.name)
 
     return Findings(

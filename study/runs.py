@@ -126,10 +126,7 @@ def prepare(split, held_out, recipe, device, precision, make_model=train.make_mo
     model = make_model(recipe, classes).to(device)
     optimizers = optimize(model, recipe) if optimize else None
     how = {"model": model, "optimizers": optimizers}
-    setup = training.prepare(split, held_out, recipe, device, precision, **how)
-    if device.type != "cpu" and not optimize:  # a CPU does not say when memory is too small
-        training.try_steps(setup, recipe)  # a batch that does not fit goes through in parts
-    return setup
+    return training.prepare(split, held_out, recipe, device, precision, **how)
 
 
 def train_and_score(train_split, held_out, recipe, where, make_model=train.make_model):

@@ -31,7 +31,7 @@ from lab import findings, intake, training
 from lab.console import clock
 from lab.errors import InputError
 from lab.files import write_whole
-from lab.findings import SearchTrial, StudyData, StudyMachine
+from lab.findings import StudyData, StudyMachine, Trial
 from lab.record import Machine, as_json
 from study import runs
 from study.figures import aligned, shown
@@ -68,21 +68,6 @@ def parse_budget(text):
 
 
 # The results file.
-
-
-@dataclass(frozen=True)
-class Trial:
-    number: int
-    state: str  # complete, pruned, failed; put back, lost; running, waiting
-    base: bool  # the recipe itself
-    again: int | None  # the number of the trial whose values these are
-    changed: dict[str, Value]
-    accuracy: float | None
-    loss: float | None
-    epochs: int
-    seconds: float | None
-    failure: str | None
-    precision: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,8 +384,8 @@ def write_results(path, study, base, settings, space, machine):
         folds=settings["folds"],
         states={state: sum(t.state == state for t in ended) for state in ("complete", "pruned", "failed")},
         seconds=sum(trial.seconds for trial in ended),
-        base=of_base and _shown(of_base),
-        best=_shown(trials[best.number]),
+        base=of_base,
+        best=trials[best.number],
         importances=importances(study),
     )
     about = {"machine": machine, "settings": settings}
@@ -412,10 +397,6 @@ def write_results(path, study, base, settings, space, machine):
         )
         write_whole(path.with_suffix(".toml"), head + found_recipe(found).as_toml())
     return found
-
-
-def _shown(trial):
-    return SearchTrial(trial.number, trial.changed, trial.accuracy, trial.loss, trial.epochs)
 
 
 def found_recipe(found):

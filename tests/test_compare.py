@@ -14,7 +14,6 @@ from conftest import NEU_SIZES, ROOT, TINY, changed, make_folder, zip_folder
 import data
 import train
 from lab import machine
-from lab.errors import InputError
 from lab.findings import StudyData
 from lab.recipe import load_recipe, parse_setting
 from lab.record import Machine, as_json
@@ -272,23 +271,6 @@ def test_a_full_disk_ends_a_study_in_a_line(tmp_path, capsys, monkeypatch, in_th
     assert main([*args, "--models", "vit", "--seeds", "0"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "No space left on device" in said and "make room there" in said
-
-
-def test_a_network_may_be_tuned_and_added_later(tmp_path):
-    path, ours, theirs = tmp_path / "c.json", {"mixup": 0.4}, {"mixup": 0.2}
-    there = dataclasses.replace(results_of(rows_of("vit", {0: 0.9}, seconds=40)), tuned={"vit": ours})
-    path.write_text(as_json(there))
-    both = {"vit": ours, "cnn": theirs}
-    for asked, kept in ((both, both), ({"cnn": theirs}, both)):
-        about = dataclasses.replace(there, tuned=compare._joined(asked, path), rows={})
-        assert results.open_results(path, about).tuned == kept
-    about = dataclasses.replace(there, tuned=compare._joined({"cnn": ours}, path), rows={})
-    with pytest.raises(InputError, match="another recipe"):  # its rows would have two kinds of values
-        results.open_results(path, about)
-    path.write_text(as_json(dataclasses.replace(there, tuned={})))  # not tuned when it was run
-    about = dataclasses.replace(there, tuned=compare._joined({"vit": ours}, path), rows={})
-    with pytest.raises(InputError, match="another recipe"):
-        results.open_results(path, about)
 
 
 def test_the_time_of_the_vit_is_met_by_the_number_of_epochs(monkeypatch):

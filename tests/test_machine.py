@@ -98,14 +98,13 @@ def test_a_recipe_that_cannot_fit_names_the_value(tmp_path, monkeypatch, capsys,
     assert {path.name for path in (tmp_path / "o").glob("*")} <= {".1.lock"}
 
 
-def test_a_gpu_cuts_batches_itself_so_only_one_image_must_fit(monkeypatch):
-    recipe, cuda = tiny(batch_size=10_000), torch.device("cuda")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_whole_batch_must_fit_on_every_device(monkeypatch, device):
     monkeypatch.setattr(machine, "available_memory", lambda device: 3e6)
-    machine.check_memory(recipe, cuda, "bf16", images=100_000)
     with pytest.raises(InputError, match="batch_size = 10000 is too much"):
-        machine.check_memory(recipe, CPU, "bf16", images=100_000)
+        machine.check_memory(tiny(batch_size=10_000), torch.device(device), "bf16", images=100_000)
     with pytest.raises(InputError, match="image_size = 32 with patch_size = 1 is too much"):
-        machine.check_memory(tiny(patch_size=1), cuda, "bf16")
+        machine.check_memory(tiny(patch_size=1), torch.device(device), "bf16")
 
 
 def test_the_memory_of_this_machine_is_found_and_one_that_does_not_tell_refuses_nothing(monkeypatch):

@@ -203,24 +203,14 @@ def test_whenever_publishing_is_cut_the_old_or_the_new_bundle_is_whole(tmp_path,
     assert (tmp_path / ".9-partial").exists() is (tmp_path / ".9-partial/run" / bundle.CHECKPOINT).is_file()
 
 
-def test_an_interrupted_run_outlives_a_new_one_that_fails_at_once(tmp_path, capsys):
-    def interrupted(state, error=KeyboardInterrupt):
-        with pytest.raises(error), bundle.staged(tmp_path / "9", "9") as staging:
-            if state:
-                staging.checkpoint.write_text(state)
-            raise error("no")
-
-    kept = tmp_path / ".9-partial" / "run" / bundle.CHECKPOINT
-    interrupted("first")
-    interrupted("", InputError)  # as where --data is mistyped
-    assert kept.read_text() == "first" and names_in(tmp_path) == [".9-partial"]
-    assert "9 still has an interrupted run" in capsys.readouterr().err
-    (tmp_path / ".9-partial").rename(tmp_path / ".9-partial-before")  # the new one was killed
-    (tmp_path / ".9-partial").mkdir()
-    interrupted("", InputError)
-    assert kept.read_text() == "first" and names_in(tmp_path) == [".9-partial"]
-    interrupted("second")
-    assert kept.read_text() == "second" and names_in(tmp_path) == [".9-partial"]
+def test_a_new_run_does_not_replace_an_interrupted_one_unasked(tmp_path, capsys):
+    checkpoint = tmp_path / ".9-partial" / "run" / bundle.CHECKPOINT
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("state")
+    args = ["--student-id", "9", "--data", "nowhere.zip", "--output-dir", str(tmp_path)]
+    assert "9 has an interrupted run: add --resume to go on with it" in refused(capsys, *args)
+    assert checkpoint.read_text() == "state"
+    assert "interrupted" not in refused(capsys, *args, "--force")  # but that there is no such zip
 
 
 def test_a_bundle_that_another_run_has_finished_meanwhile_is_not_replaced(

@@ -226,7 +226,6 @@ def test_help_has_groups_and_is_there_at_once():
 # Words with two dashes that are not flags of run.py: of programs that are started, and of CSS.
 OTHERS = {
     "lab/distributed.py": {"--nproc-per-node"},  # torchrun
-    "lab/synthetic.py": {"--per-class"},  # python -m lab.synthetic
     "report/fonts.py": {"--text", "--mono"},
     "report/latex.py": {"--sandbox", "--wrap", "--columns", "--template"},
     "verify/__main__.py": {"--jobs", "--diff", "--report-csv"},

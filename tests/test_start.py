@@ -11,7 +11,7 @@ from conftest import ROOT, TINY_ARGS, make_folder, run_program
 
 from lab import options, start
 
-COMMANDS = [["run.py"], ["-m", "study"], ["-m", "verify"], ["-m", "lab.synthetic"]]
+COMMANDS = [["run.py"], ["-m", "study"], ["-m", "verify"]]
 COMMANDS += [
     [f"bench/{name}.py"]
     for name in ("datasets", "fuzz", "other_sets", "peers", "report_time", "seeds", "speed")

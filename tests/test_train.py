@@ -3,7 +3,6 @@ import dataclasses
 import io
 import math
 import re
-from contextlib import nullcontext
 
 import numpy
 import pytest
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import data
 import run
 import train
+import vit
 from lab import stages, training
 from lab.checkpoint import Checkpoint, Start
 from lab.errors import InputError, is_out_of_memory
@@ -22,7 +22,7 @@ from lab.findings import Findings
 from lab.machine import choose_device, choose_precision, has_bf16
 from lab.recipe import load_recipe, parse_setting
 from lab.record import NamedRecipe
-from lab.steps import BatchedMuon, EagerAdamW, faster, in_parts
+from lab.steps import BatchedMuon, EagerAdamW, faster
 from report import answers
 
 CPU = torch.device("cpu")
@@ -367,31 +367,9 @@ def test_a_training_does_not_import_the_compiler():
 # Memory that runs out
 
 
-def limit(model, most):
-    """`model` on a card that holds no more than `most` images at once."""
-
-    def check(module, args):
-        if len(args[0]) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-
-    model.to_patch_embedding.register_forward_pre_hook(check)
-    return model
-
-
-@pytest.mark.parametrize(("most", "part"), [(0, 1), (1, 1), (3, 2), (15, 10), (21, None)])
-def test_trial_steps_find_how_many_images_fit_at_once(splits, most, part):
-    recipe = tiny(batch_size=21)
-    setup = prepare(splits, recipe, model=limit(train.make_model(recipe, 3), most))
-    with nullcontext() if most else pytest.raises(torch.OutOfMemoryError):
-        training.try_steps(setup, recipe)
-    assert setup.micro_batch == part
-
-
-@pytest.mark.parametrize("most", [64, 3])
-def test_trial_steps_estimate_the_time_and_change_nothing_that_training_draws_from(splits, monkeypatch, most):
+def test_trial_steps_estimate_the_time_and_change_nothing_that_training_draws_from(splits, monkeypatch):
     recipe = tiny(dropout=0.1, mixup=0.4, epochs=12)
-    models = [limit(train.make_model(recipe, 3), most) for _ in "ab"]
-    setup, undisturbed = (prepare(splits, recipe, model=model) for model in models)
+    setup, undisturbed = (prepare(splits, recipe) for _ in "ab")
     draw, clock = torch.random.get_rng_state(), 0.0
 
     def count(module, args):  # a step on the first image seen takes 5 s, each later one 0.5 s
@@ -403,8 +381,7 @@ def test_trial_steps_estimate_the_time_and_change_nothing_that_training_draws_fr
         patch.setattr(training.time, "perf_counter", lambda: clock)
         seconds = training.try_steps(setup, recipe)
     # Steps of 8 images: 42 training images and a third of the cost for 18 test images, 12 epochs.
-    steps = 1 if most == 64 else 8  # two images at a time, their activations computed twice
-    assert seconds == pytest.approx(0.5 * steps / 8 * (42 + 18 / 3) * 12)
+    assert seconds == pytest.approx(0.5 / 8 * (42 + 18 / 3) * 12)
     assert torch.equal(torch.random.get_rng_state(), draw)
     assert not any(optimizer.state for optimizer in setup.optimizers)
     assert all(p.grad is None for p in setup.model.parameters())
@@ -412,38 +389,6 @@ def test_trial_steps_estimate_the_time_and_change_nothing_that_training_draws_fr
         assert torch.equal(one, other)
     for one, other in zip(setup.train_loader, undisturbed.train_loader):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
-
-
-@pytest.mark.parametrize("part", [1, 2, 10, 21, 40])
-@pytest.mark.parametrize("mixup", [0.0, 0.4])
-def test_gradients_of_a_batch_in_parts_are_those_of_the_whole_batch(splits, part, mixup):
-    recipe = tiny(batch_size=21, mixup=mixup)
-    batch, found = some(splits[0], range(0, 42, 2)), []
-    for model, size in ((train.make_model(recipe, 3), None), (train.make_model(recipe, 3), part)):
-        loader, losses = data.BatchLoader(batch, recipe, CPU, train=True), []
-        still = torch.optim.SGD(limit(model, size or 21).parameters(), lr=0.0)
-        if size:
-            in_parts(model, size)
-        found.append((*train.train_epoch(model, still, loader, losses, label_smoothing=0.1), losses[0]))
-        found.append([p.grad for p in model.parameters()])
-    assert found[2] == pytest.approx(found[0])
-    for one, other in zip(found[1], found[3]):
-        torch.testing.assert_close(other, one, atol=1e-6, rtol=1e-4)
-
-
-def test_training_and_scoring_in_parts_give_the_losses_of_whole_batches(splits):
-    recipe = tiny(epochs=2, batch_size=16, muon_learning_rate=0.0, learning_rate=1e-4)
-    rows, orders = {}, {}
-    for most in (64, 3):
-        setup = prepare(splits, recipe, model=limit(train.make_model(recipe, 3), most))
-        training.try_steps(setup, recipe)
-        rows[most] = list(training.epochs(setup, recipe))
-        orders[most] = setup.train_loader.generator.get_state()
-    assert torch.equal(orders[64], orders[3])  # the same order, shifts and flips
-    for whole, cut in zip(rows[64], rows[3]):
-        assert cut.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
-        assert cut.test_loss == pytest.approx(whole.test_loss, rel=1e-4)
-        torch.testing.assert_close(cut.logits, whole.logits, atol=1e-4, rtol=1e-3)
 
 
 def test_other_errors_of_a_model_are_not_taken_for_a_lack_of_memory(splits):
@@ -456,7 +401,6 @@ def test_other_errors_of_a_model_are_not_taken_for_a_lack_of_memory(splits):
     for use in (training.try_steps, training.score, lambda *args: list(training.epochs(*args))):
         with pytest.raises(RuntimeError, match="something else"):
             use(setup, tiny())
-    assert setup.micro_batch is None
 
 
 def test_errors_that_mean_too_little_memory_are_known():
@@ -470,20 +414,16 @@ def test_errors_that_mean_too_little_memory_are_known():
     assert not is_out_of_memory(RuntimeError("expected scalar type Float"))
 
 
-@pytest.mark.parametrize("most", [2, 0])
-def test_the_command_says_that_it_cuts_batches_or_cannot(tmp_path, monkeypatch, capsys, most):
-    make_model = train.make_model
-    monkeypatch.setattr(train, "make_model", lambda *args: limit(make_model(*args), most))
+def test_the_command_says_in_one_line_that_the_memory_became_too_small(tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(vit.ViT, "forward", fail)
     args = ["--student-id", "1", "--data", str(make_folder(tmp_path / "d", {"a": 10, "b": 10})), *TINY_ARGS]
-    code = run.main([*args, "--set", "epochs=1", "--output-dir", str(tmp_path / "o")])
-    said = capsys.readouterr()
-    if most:
-        assert code == 0
-        assert said.out.count("the memory holds 2 images at a time: slower, the same results") == 1
-        assert said.err == ""
-    else:
-        assert (code, said.err.count("\n")) == (2, 1)
-        assert "memory became too small" in said.err and "make dim, depth or image_size smaller" in said.err
+    assert run.main([*args, "--set", "epochs=1", "--output-dir", str(tmp_path / "o")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "memory became too small" in said and "make batch_size, dim or depth smaller" in said
 
 
 def test_devices_and_precisions_that_are_not_there_are_refused():

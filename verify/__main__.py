@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lab.errors import InputError
+from lab.errors import exit_code
 from lab.options import Once
 
 DESCRIPTION = """\
@@ -45,7 +45,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.jobs < 1:
         parser.error("--jobs N: at least 1")
-    try:
+
+    def work():
         from lab.console import Screen
         from lab.limits import limits_of
         from lab.machine import keep_caches_writable
@@ -55,12 +56,8 @@ def main(argv=None):
         more = {"labels": args.labels, "jobs": args.jobs, "diff": args.diff, "table": args.report_csv}
         screen = Screen(args.quiet, stages=0)
         return verify_all(args.bundles, args.data, screen, limits=limits_of(args.limit), **more)
-    except KeyboardInterrupt:
-        print("verify: stopped", file=sys.stderr)
-        return 130
-    except (InputError, OSError) as error:
-        print(f"verify: {error}", file=sys.stderr)
-        return 2
+
+    return exit_code("verify", work)
 
 
 if __name__ == "__main__":

@@ -207,12 +207,12 @@ def find_bundles(path, scratch):
         tree.unzip(str(path), path, 0)
     else:
         wanted = "name a bundle's folder, a folder of many, or a zip"
-        raise InputError(f"--verify {path}: {wanted if path.exists() else 'there is no such folder or zip'}")
+        raise InputError(f"{path}: {wanted if path.exists() else 'there is no such folder or zip'}")
     found, left = _group(tree)
     if not found and not tree.lines and not left:
-        raise InputError(f"--verify {path}: it is empty")
+        raise InputError(f"{path}: it is empty")
     if len(found) > MAX_BUNDLES:
-        raise InputError(f"--verify {path}: more than {MAX_BUNDLES} bundles; give a part of them")
+        raise InputError(f"{path}: more than {MAX_BUNDLES} bundles; give a part of them")
     bundles = []
     for (place, student_id), kinds in sorted(found.items(), key=lambda item: item[0][::-1]):
         paths = {kind: entry.path for kind, entry in kinds.items()}
