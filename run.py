@@ -92,15 +92,19 @@ def report_only(options, screen):
         record = read_record(options.folder / "run" / "record.json", options.student_id)
         if options.notebook:
             report.check_finished(record, options.folder)
-        record.student.name = options.name or record.student.name
+        record.student.name = record.student.name if options.name is None else options.name
         if options.diary or options.compare:
             named = findings.load_findings(options.diary, options.compare)
             record.findings.diary = named.diary if options.diary else record.findings.diary
             record.findings.comparison = named.comparison if options.compare else record.findings.comparison
         with tempfile.TemporaryDirectory() as old:
             pdf = folder / file_name(options.student_id, "pdf")
-            own = options.answers or keep_answers(pdf, old)
-            draw(record, options, own, folder, screen)
+            kept = keep_answers(pdf, old)
+            for path in sorted(kept.glob("*.md")) if kept and options.answers else ():
+                question = path.name.partition(".")[0]
+                if not (options.answers / (question + ".md")).is_file():
+                    screen.say(f"{question}.md is ours again: it is not in {options.answers}", "yellow")
+            draw(record, options, options.answers or kept, folder, screen)
     return record
 
 
@@ -120,6 +124,8 @@ def finish(record, options, screen):
     folder, well = options.folder, True
     names = bundle_names(options.student_id)
     paths = [folder / name for name in (names[:1] if options.report_only else names)]
+    if not options.latex and (folder / "latex").exists():
+        screen.say("latex/ holds an earlier report: --report-only --latex draws it anew", "yellow")
     if options.latex:
         paths += sorted((folder / "latex").glob(f"{options.student_id}_Lab8_Homework.[tp]*"), reverse=True)
     if options.notebook:

@@ -253,13 +253,14 @@ def is_image_name(path):
 
 def _unpack(path, folder, limits):
     """The files of one archive in `folder` -> (bytes written, notes). No name leads out of it."""
-    written = 0
+    written, outside = 0, 0
     with _opened(path) as (members, notes):
         members = [m for m in members if not {"__MACOSX", ".git"} & set(PurePosixPath(m.name).parts)]
         _check(path, members, folder, limits)
         for name, size, content in members:
             # Composed letters: macOS writes others, and equal names must be equal.
             parts = unicodedata.normalize("NFC", name).split("/")
+            outside += ".." in parts or not parts[0]
             parts = [p for p in parts if p not in ("", ".", "..") and not re.fullmatch(r"[A-Za-z]:", p)]
             if parts:
                 target = folder.joinpath(*parts)
@@ -274,6 +275,8 @@ def _unpack(path, folder, limits):
                 with content() as source, open(target, "wb") as file:
                     shutil.copyfileobj(source, file)
                 written += size
+    if outside:
+        notes.append(f"{outside} names in {path.name} lead out of it: their ../ or first / was left away")
     return written, notes
 
 

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 
 def clock(seconds):
@@ -54,7 +55,7 @@ class Screen:
         """A table of text cells."""
         table = Table(*header, box=box.SIMPLE)
         for row in rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*map(Text, row))
         self.console.print(table)
 
     @contextlib.contextmanager

@@ -311,14 +311,24 @@ def describe(source, recipe, train, test, unreadable, about):
         classes=train.classes,
         counts={"train": counts(train), "test": counts(test)},
         split=SplitFacts(data.TRAIN_PERCENT, recipe.split_seed),
-        sizes=Counter("{} x {}".format(*size) for size, _ in read).most_common(),
-        modes=Counter(mode for _, mode in read).most_common(),
+        sizes=_counted("{} x {}".format(*size) for size, _ in read),
+        modes=_counted(mode for _, mode in read),
         same_pixels=Copies(len(copies), [f for f in files if len(of_digest[digest_of[f]]) > 1]),
-        unreadable=[Unreadable(p.name, reason.replace(str(p), p.name)) for p, reason in unreadable],
+        unreadable=[_named(source, *fault) for fault in unreadable],
         fingerprint=hashlib.sha256(lines.encode()).hexdigest(),
         light=tuple(np.percentile(mean_values(train), (1, 99)).round(1).tolist()),
         contradictions=[" and ".join(same) for same in copies if len({f.split("/")[0] for f in same}) > 1],
     )
+
+
+def _counted(kinds):
+    """[(kind, how often)], most often first; ties in the order of the alphabet, as threads come in any."""
+    return sorted(Counter(kinds).items(), key=lambda row: (-row[1], row[0]))
+
+
+def _named(source, path, reason):
+    name = Path(path).relative_to(source.folder).as_posix()
+    return Unreadable(name, reason.replace(str(path), name))
 
 
 def load_images(path, recipe, limits=LIMITS, choices=None, free=frozenset()):

@@ -42,11 +42,13 @@ MASK_NAME = re.compile(r"(?i)(.+?)[_-](mask|masks|label|labels|gt|seg|segmentati
 
 
 class Probe(NamedTuple):
-    """What a file says of itself: (width, height), Pillow's mode, whether it has several pages."""
+    """What a file says of itself: (width, height), Pillow's mode, whether it has several pages, and whether
+    16 bits a channel, of which that mode has 8."""
 
     size: tuple[int, int]
     mode: str
     pages: bool
+    cut: bool
 
 
 class Layout(NamedTuple):
@@ -68,7 +70,9 @@ def probe(path):
         return None
     try:
         with _open(path) as file:
-            return Probe(file.size, file.mode, file.format != "MPO" and getattr(file, "is_animated", False))
+            pages = file.format != "MPO" and getattr(file, "is_animated", False)
+            cut = not file.mode.startswith("I") and any(";16" in str(tile[3]) for tile in file.tile)
+            return Probe(file.size, file.mode, pages, cut)
     except Exception:  # a damaged file can raise nearly anything
         return None
 
@@ -396,14 +400,12 @@ def understand(folder, choices):
     if not choices.labels:
         left_out["beside the class folders"] += [path for path in paths if folder / path not in used]
         _say_lost(folder, used, notes)
-    pages = [path for path in paths if candidates[path] and candidates[path].pages and folder / path in used]
-    if pages:
+    about = {path: candidates[path] for path in paths if candidates[path] and folder / path in used}
+    if pages := [path for path in about if about[path].pages]:
         notes.append(f"{len(pages)} files have several pages or frames: the first is read (as of {pages[0]})")
-    wide = [
-        folder / p
-        for p, f in candidates.items()
-        if f and f.mode.startswith(("I", "F")) and folder / p in used
-    ]
+    if cut := [path for path in about if about[path].cut]:
+        notes.append(f"of {len(cut)} images with 16 bits a colour the upper 8 are read (as of {cut[0]})")
+    wide = [folder / path for path in about if about[path].mode.startswith(("I", "F"))]
     return Layout(images, count_left_out(left_out), notes, wide)
 
 

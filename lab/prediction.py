@@ -7,6 +7,7 @@ in all views. However many there are, a few hundred at a time are in the memory.
 import csv
 import heapq
 import io
+import itertools
 import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -258,9 +259,12 @@ def _say(outcome, odd, results, screen):
             f"{outcome.unsure:,} of {outcome.pictures:,} are marked unsure, below {outcome.threshold:g}"
         )
         return
-    for row in results.thresholds:
+    for row, higher in itertools.pairwise([*results.thresholds, None]):
         if row.confidence is None:
-            screen.say(f"on the test split no confidence gives a precision of {row.precision:.0%}")
+            few = f"of {scores.FEWEST} answers or more"
+            screen.say(f"on the test split no confidence gives a precision {few} of {row.precision:.0%}")
+            continue
+        if higher and row.confidence == higher.confidence:
             continue
         share = np.mean([max(p.confidences) >= row.confidence for p in results.predictions])
         screen.say(

@@ -1,6 +1,7 @@
 """Weights from a stranger's file, and the model that they belong to."""
 
 import hashlib
+import pickle
 import zipfile
 
 import torch
@@ -24,7 +25,10 @@ def load_weights(path):
         weights, digest = torch.load(path, map_location="cpu", weights_only=True), hashlib.sha256()
         for name, tensor in weights.items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
-    except Exception as error:  # pickles of strangers
+    except pickle.UnpicklingError:  # PyTorch's own words end with how to open it all the same
+        why = "is damaged or holds more than tensors: do not open it otherwise"
+        raise InputError(f"the .pth {why}") from None
+    except Exception as error:
         raise InputError(f"the .pth is not plain weights of torch.save ({said(error)})") from None
     return weights, digest.hexdigest()
 

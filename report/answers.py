@@ -33,6 +33,8 @@ PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".
 # Texts that are no Markdown: an answer in one would be passed over, and ours take its place.
 NOT_READ = {".txt", ".markdown", ".docx", ".doc", ".odt", ".rtf", ".tex", ".html", ".pdf"}
 
+LOOKS_UP = re.compile(r"\{[{%]")
+
 NEAR = 0.05  # attention distances that differ by less than this share of the image's side count as alike
 ANSWER_KB = 200  # of one file at most
 TEXT_KB = 1000  # of what it becomes once looked up
@@ -403,7 +405,7 @@ def _check_parts(path, text):
             )
         if token.type == "image" and "{{" not in url:
             _picture(path, unquote(url), token.content)
-        if token.type.startswith("math") and "{{" not in token.content and "{%" not in token.content:
+        if token.type.startswith("math") and not LOOKS_UP.search(token.content):
             latex = token.content.strip()
             _check_formula(path, latex)
             try:
@@ -508,6 +510,8 @@ def fill_in(record, folder, tried=False, leave=()):
                 continue
             line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
             raise InputError(f"{path}{line}: {error}") from None
+        if not text.strip() and not (tried and LOOKS_UP.search(read_answer(path))):
+            raise InputError(f"{path} is empty: write the answer, or remove the file for ours")
         if len(text) > 1000 * TEXT_KB:
             raise InputError(
                 f"{path} becomes {len(text) // 1000} kB of text, more than {TEXT_KB}: shorten it"

@@ -72,6 +72,8 @@ def test_an_answer_cannot_change_what_was_measured(tmp_path, limits):
             "{% for i in range(20000) %}" + "x" * 100 + "{% endfor %}",
             "becomes 2000 kB of text, more than 1000",
         ),
+        (" \n", r"q06\.md is empty: write the answer, or remove the file for ours"),
+        ("{# to do #}", r"q06\.md is empty"),
         ("$" + "{ " * 21 + "x" + " }" * 21 + "$", "nested too deep"),
         ("$" + "x+" * 1500 + "x$", "is too long"),
         ("{{ code('Nope') }}", r"q06\.md.*the code has no Nope"),
@@ -97,6 +99,18 @@ def test_our_own_answers_pass_the_trial_in_any_folder(tmp_path):
     for path in answers.ANSWERS.glob("*.md"):
         write(tmp_path / "a", path.read_text(encoding="utf-8"), path.name)
     answers.check_answers(tmp_path / "a")
+
+
+def test_what_is_not_drawn_again_is_named(copy, tmp_path, capsys):
+    """An answer that the last report had in the student's words, and the LaTeX of another report."""
+    folder = write(write(tmp_path / "both", "Mine."), "Mine, too.", "q07.md")
+    assert call(*copy.args, "--report-only", "--answers", folder) == 0
+    (copy.folder / "latex").mkdir()
+    capsys.readouterr()
+    assert call(*copy.args, "--report-only", "--answers", write(tmp_path / "one", "Mine.")) == 0
+    said = capsys.readouterr().out
+    assert "q07.md is ours again" in said and "q06.md" not in said
+    assert "latex/ holds an earlier report" in said
 
 
 def test_an_own_answer_is_used_from_any_folder_and_kept_when_the_report_is_drawn_again(

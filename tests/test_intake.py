@@ -920,6 +920,38 @@ def test_numbered_masks_and_pictures_of_16_bits_beside_8(tmp_path):
     assert counts(check(folder))["normal"] == 10
 
 
+def test_colours_of_16_bits_are_read_as_8_and_counted(tmp_path):
+    folder = fill(tmp_path / "d", ["a", "b"], 5)
+    rows = b"".join(b"\0" + struct.pack(">48H", *range(y, 48 * 1000, 1000)) for y in range(16))
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    png = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    (folder / "a" / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    assert any(
+        "of 1 images with 16 bits a colour the upper 8 are read" in note for note in check(folder).notes
+    )
+
+
+def test_names_that_lead_out_of_an_archive_are_counted(tmp_path):
+    fill(tmp_path / "d", ["a", "b"], 5)
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        for path in sorted((tmp_path / "d").rglob("*.png")):
+            archive.write(path, f"../{path.parent.name}/{path.name}")
+    facts = check(tmp_path / "d.zip")
+    assert counts(facts) == {"a": 5, "b": 5}
+    assert "10 names in d.zip lead out of it: their ../ or first / was left away" in facts.notes
+
+
+def test_kinds_of_images_are_told_in_the_same_order_whatever_thread_was_first():
+    assert intake._counted("bcaac") == intake._counted("acbca") == [("a", 2), ("c", 2), ("b", 1)]
+
+
 def test_a_column_of_row_numbers_names_no_images(tmp_path):
     """0.png to 11.png, in a shuffled table with pandas' index; and labels 1 and 2 before the names."""
     folder, rng = tmp_path / "d", np.random.default_rng(0)

@@ -180,7 +180,7 @@ def test_what_cannot_be_asked_is_refused_in_a_line(copy, tmp_path, capsys):
     assert "the .pth is not plain weights" in refused(capsys, *copy.args, "--predict", copy.run)
 
 
-@given(st.lists(st.tuples(st.integers(50, 100), st.booleans()), min_size=1, max_size=30))
+@given(st.lists(st.tuples(st.integers(50, 100), st.booleans()), min_size=1, max_size=60))
 def test_a_threshold_keeps_as_many_answers_as_its_precision_allows(answers):
     predictions = [
         Prediction(f"a/{i}", "a", "a" if right else "b", [share / 100, 1 - share / 100])
@@ -190,6 +190,7 @@ def test_a_threshold_keeps_as_many_answers_as_its_precision_allows(answers):
         reached = {}  # by brute force: each confidence as a threshold
         for share, _ in answers:
             above = [right for other, right in answers if other >= share]
-            reached[share / 100] = np.mean(above)
+            if len(above) >= 20:
+                reached[share / 100] = np.mean(above)
         enough = [share for share, precision in reached.items() if precision >= found.precision]
         assert found.confidence == (min(enough) if enough else None)

@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, call, refused, run_program
+from conftest import ROOT, call, make_folder, refused, run_program
 from pypdf import PdfReader, PdfWriter
 from pypdf.generic import (
     ArrayObject,
@@ -229,7 +229,7 @@ DOCTORED = {
         FAILED, "not numbers"),
     "another shape": (lambda b: (b.save({"a": torch.zeros(3)}), b.state()), FAILED, "has 3 parameters"),
     "other names": (lambda b: (b.save({"a": torch.zeros(19715)}), b.state()), FAILED, "does not fit"),
-    "a pickle that acts": (lambda b: b.save(Harmful()), FAILED, "not plain weights"),
+    "a pickle that acts": (lambda b: b.save(Harmful()), FAILED, "do not open it otherwise"),
     "old format": (lambda b: b.save(b.weights, _use_new_zipfile_serialization=False),
         FAILED, "not plain weights"),
     "compressed": (lambda b: compressed(b.pth), FAILED, "it is compressed"),
@@ -298,6 +298,28 @@ def test_own_answers_are_carried_drawn_and_told(bundle, copy, work, tmp_path):
         "Written by the student: 6. In the words that come with the program: 7, 8, 9, 10a, 10b, 10c, 10d."
         in text
     )
+
+
+def test_what_lies_beside_the_same_images_is_no_fault(bundle, work, tmp_path):
+    """A file that a system adds, and a folder in place of the zip."""
+    with zipfile.ZipFile(bundle.home / "dataset.zip") as archive:
+        archive.extractall(tmp_path / "images")
+    (tmp_path / "images" / "readme.txt").write_text("from the web")
+    here = Work(intake.open_source(tmp_path / "images", tmp_path / "run"), tmp_path)
+    paths = {kind: bundle.folder / NAMES[kind] for kind in ("pdf", "py", "pth")}
+    verdict = check.check(handed_in.Files("0812345", "here", paths), here)
+    assert verdict.word == HOLDS, verdict.reasons
+    assert (
+        "the same images, packed otherwise or with other files beside them: none left out" in verdict.remarks
+    )
+
+
+def test_other_images_are_not_laid_to_the_weights(bundle, tmp_path):
+    make_folder(tmp_path / "images", {"a": 10, "b": 10})
+    here = Work(intake.open_source(tmp_path / "images", tmp_path / "run"), tmp_path)
+    paths = {kind: bundle.folder / NAMES[kind] for kind in ("pdf", "py", "pth")}
+    verdict = check.check(handed_in.Files("0812345", "here", paths), here)
+    assert verdict.reasons == ["the images given have other classes than the report's, a, b: check --data"]
 
 
 # Many at once
