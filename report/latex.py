@@ -33,6 +33,7 @@ COMMANDS = {"demo-tag": r"\demotag", "hash": r"\fingerprint"}
 LINE = 80  # letters, about, of a table's line
 TEXT_WIDTH = 455  # pt, 160 mm
 COMPILE_SECONDS = 180
+RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 # Where it stands, blank lines before and after go: pandoc puts one between any two blocks, which in TeX ends
 # a paragraph. A control character: `printable` has taken those out of the page.
 JOIN = "\x01"
@@ -249,7 +250,11 @@ class Body:
         parts.append("\\toprule\n")
         for number, (_, cells) in enumerate(rows, 1):
             for column, cell in enumerate(cells):
-                parts += [" & " if column else "", *(self.walk(_flat(cell[4])) or ["{}"])]
+                words = self.walk(_flat(cell[4])) or ["{}"]
+                # In a bare cell TeX turns what stands beside right-to-left letters, too.
+                if not wide and RIGHT_TO_LEFT.search(json.dumps(cell[4], ensure_ascii=False)):
+                    words = [r"\mbox{", *words, "}"]
+                parts += [" & " if column else "", *words]
             parts.append(" \\\\\n")
             if number == len(head):
                 parts.append("\\midrule\n" + "\\endhead\n" * breaks)

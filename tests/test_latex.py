@@ -1,6 +1,7 @@
 """The report as LaTeX: read back by pandoc, and, where TeX is installed, compiled and compared."""
 
 import copy
+import dataclasses
 import json
 import os
 import re
@@ -109,6 +110,13 @@ def read_back(text):
 def test_text_is_shown_letter_by_letter(tmp_path, text):
     for element in ("p", "b", "code", "h3"):
         assert read_back(converted(tmp_path, f"<{element}>{escape(text)}</{element}>")) == text
+
+
+def test_a_name_in_two_directions_is_set_as_one_box(record, bundle, tmp_path):
+    """In a bare cell of a table LuaTeX turns the Latin letters beside the Arabic ones."""
+    student = dataclasses.replace(record.student, name="علي Ali")
+    text = source(dataclasses.replace(record, student=student), bundle, tmp_path / "latex")
+    assert r"\mbox{علي Ali} & " in text
 
 
 def test_no_ligature_or_control_character_is_made_of_looked_up_text(tmp_path):
