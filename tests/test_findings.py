@@ -48,6 +48,16 @@ def test_a_value_of_another_type_is_refused(tmp_path):
         findings.load_findings(tmp_path / "d.json")
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_study_that_has_just_begun_is_refused_before_the_training(tmp_path, kept):
+    record = json.loads((findings.STUDIES / "neu-cls-diary.json").read_text())
+    started = [key for key in record["rows"] if key.startswith("start")]
+    record["rows"] = {key: record["rows"][key] for key in started[:kept]}
+    (tmp_path / "d.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"d\.json has no finished runs to show yet: python -m study diary"):
+        findings.load_findings(tmp_path / "d.json")
+
+
 def test_recorded_studies_of_the_project_can_be_read():
     found = findings.load_findings()
     assert found.search is None

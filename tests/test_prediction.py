@@ -4,6 +4,8 @@ import csv
 import html
 import re
 import shutil
+import stat
+import zipfile
 
 import numpy as np
 import pytest
@@ -63,6 +65,16 @@ def test_files_folders_and_archives_are_asked_together(copy, pictures, capsys):
     assert [row["file"] for row in rows[6:]] == [f"new.zip/{path}" for path in
            ("one/one_1.png", "one/one_2.png", "one/one_3.png", "two/two_1.png", "two/two_2.png")]  # fmt: skip
     assert "left out: 1 not images (.txt), as notes.txt" in capsys.readouterr().out
+
+
+def test_a_link_in_an_archive_is_told(copy, pictures, capsys):
+    packed = zip_folder(pictures, pictures.parent / "new.zip")
+    with zipfile.ZipFile(packed, "a") as archive:
+        link = zipfile.ZipInfo("one/link.png")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "one_1.png")
+    assert len(predict(copy, packed)[0]) == 5
+    assert "link" in capsys.readouterr().out
 
 
 def test_what_cannot_be_read_is_listed_and_stops_nothing(copy, pictures, capsys):

@@ -115,6 +115,13 @@ def test_a_power_cut_finds_the_old_file_or_the_new_one(tmp_path, monkeypatch):
     assert sha256(tmp_path / "f") == "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5"
 
 
+def test_the_record_of_a_renamed_bundle_is_not_taken_for_another_students(bundle):
+    path = bundle.run / "record.json"
+    assert read_record(path, "0812345") == read_record(path)
+    with pytest.raises(InputError, match="is of student 0812345"):
+        read_record(path, "other")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
