@@ -87,7 +87,7 @@ def train_epoch(model, optimizer, data_loader, loss_history, *, schedulers=(), s
 
 
 def views_of(images, settings):
-    """The views (b, c, side, side) that test images are scored in: turned and shifted as in training."""
+    """Test-time augmentation: views (b, c, side, side) of test images, turned and shifted as in training."""
     # A quarter of a patch to a corner, where other patches begin; with flips two opposite corners are enough.
     side, pad = images.shape[-1], min(round(settings.crop * images.shape[-1]), settings.patch_size // 4)
     padded, ends = F.pad(images, (pad,) * 4, mode="reflect"), {0, 2 * pad}

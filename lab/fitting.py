@@ -35,7 +35,7 @@ HALF = (SIDE - PATCH + 1) // 2  # of the side of a filter's responses
 # Of R², what may be lost: on NEU-CLS and X-SDD, where they pay, large shifts cost up to 0.02, flips 0.01.
 SHIFTED, TURNED = 0.03, 0.015
 LIGHT, DIM = 1.5, 0.05  # times as much left unexplained without the light of the images, and more: it is kept
-FEW, FEW_MIXUP = 100, 0.2  # training images below which blending pairs of them pays
+FEW, FEW_MIXUP = 100, 0.2  # training images below which blending pairs pays, and a mimetic start may not
 SYMMETRIES = {  # each in words, and how it turns an image
     "flip": ("flipped left-right", lambda images: images.flip(-1)),
     "vertical_flip": ("up-down too", lambda images: images.flip(-2)),
@@ -98,9 +98,15 @@ def fit_recipe(split, recipe, free):
     """The Fit of a recipe to a training Split, in those of its values whose names are in `free`."""
     recipe, reasons = fit_length(len(split), recipe, free)
     recipe, measured = _fit_invariances(split, recipe, free)
-    if len(split) < FEW and "mixup" in free:
-        recipe = dataclasses.replace(recipe, mixup=FEW_MIXUP)
-        measured["mixup"] = f"{len(split)} training images are fewer than {FEW}"
+    if len(split) < FEW:
+        few = f"{len(split)} training images are fewer than {FEW}"
+        if "mixup" in free:
+            recipe = dataclasses.replace(recipe, mixup=FEW_MIXUP)
+            measured["mixup"] = few
+        # Where a place says nothing, too few images undo a start that tells places apart.
+        if "mimetic" in free and recipe.crop > CROPS[False]:
+            recipe = dataclasses.replace(recipe, mimetic=False)
+            measured["mimetic"] = f"{few}, and large shifts lose nothing"
     return Fit(recipe, reasons | measured)
 
 
@@ -120,21 +126,21 @@ def _fit_invariances(split, recipe, free):
     folds = [tuple(map(torch.from_numpy, sides)) for sides in cut]
     among = f"{len(labels):,} held-out training images, mean of the classes"
     values, reasons = {}, {}
-    probe = _Probe(_shrink(pixels, recipe.standardize), labels, folds)
+    linear = _Probe(_shrink(pixels, recipe.standardize), labels, folds)
     if "standardize" in free:
         other = _Probe(_shrink(pixels, not recipe.standardize), labels, folds)
-        even, raw = (probe, other) if recipe.standardize else (other, probe)
-        lost = is_lost(LIGHT * raw.residual, even.residual, probe.weight, least=DIM)
-        values["standardize"], probe = not lost, raw if lost else even
+        even, raw = (linear, other) if recipe.standardize else (other, linear)
+        lost = is_lost(LIGHT * raw.residual, even.residual, linear.weight, least=DIM)
+        values["standardize"], linear = not lost, raw if lost else even
         words = f"{even.explained(even.residual)} standardised, {raw.explained(raw.residual)} not"
         reasons["standardize"] = f"R² of a linear classifier: {words} ({among})"
     if symmetries:
-        kept, words = probe.symmetries()
+        kept, words = linear.symmetries()
         values |= {name: name in kept for name in symmetries}
         lose = f"{TURNED} or a standard error may be lost by each, transposed against as they are"
         reasons |= dict.fromkeys(symmetries, f"R² of a linear classifier: {words} ({among}; {lose})")
     if "crop" in free:
-        kept, words = probe.shifts()
+        kept, words = linear.shifts()
         values["crop"] = CROPS[kept]
         lose = f"{SHIFTED} or a standard error may be lost"
         reasons["crop"] = f"R² of a linear classifier: {words} ({among}; {lose})"

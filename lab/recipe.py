@@ -19,7 +19,7 @@ from lab.errors import InputError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 # What lab/fitting.py chooses for the recipe `default`.
-_FITTED = "channels standardize flip vertical_flip transpose crop mixup repeats epochs"
+_FITTED = "channels mimetic standardize flip vertical_flip transpose crop mixup repeats epochs"
 FITTED = frozenset(_FITTED.split())
 
 
@@ -58,7 +58,7 @@ class Recipe:
     balance: float = _value(
         0.5, "classes: one of n images is shown (most / n)^balance times as often", 0.0, 1.0
     )
-    test_views: bool = _value(True, "test: average over views, flipped, turned or shifted as in training")
+    test_views: bool = _value(True, "test-time augmentation: average over flipped, turned or shifted views")
 
     # The optimisation.
     epochs: int = _value(48, "epochs, each scored on the test images", 1, 100_000)

@@ -59,7 +59,7 @@ def score(logits, labels, classes, files):
         largest_share=of_class[largest].images / total,
         confusion_matrix=confusion_matrix(labels, predicted, labels=numbers).tolist(),
         per_class=of_class,
-        calibration=calibrate(confidences.max(axis=1), predicted == labels),
+        calibration=measure_calibration(confidences.max(axis=1), predicted == labels),
         predictions=predictions,
         thresholds=find_thresholds(predictions),
     )
@@ -92,7 +92,7 @@ def find_thresholds(predictions):
     return found
 
 
-def calibrate(confidences, right, bins=CALIBRATION_BINS):
+def measure_calibration(confidences, right, bins=CALIBRATION_BINS):
     """The expected calibration error and the reliability diagram's bins (Guo et al. 2017, equations 2, 3).
 
     confidences: (n) softmax confidence in the predicted class; right: (n) bool. The bins are of equal

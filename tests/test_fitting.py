@@ -173,6 +173,14 @@ def test_shifts_are_large_where_the_place_says_nothing_and_few_images_are_blende
     assert fitting.fit_recipe(split_of(grain, count=fitting.FEW // 2), RECIPE, FITTED).recipe.mixup == 0
 
 
+def test_few_images_in_which_the_place_says_nothing_have_no_mimetic_start():
+    ours, many = load_recipe("default"), split_of(grain, count=fitting.FEW // 2)
+    few, places = (fitting.fit_recipe(split_of(draw), ours, FITTED) for draw in (grain, spot))
+    assert ours.mimetic and places.recipe.mimetic and fitting.fit_recipe(many, ours, FITTED).recipe.mimetic
+    assert not few.recipe.mimetic and "fewer than 100" in few.reasons["mimetic"]
+    assert fitting.fit_recipe(split_of(grain), ours, FITTED - {"mimetic"}).recipe.mimetic
+
+
 @pytest.mark.parametrize("images", [2, 30, 126, 1260, 9_000, 60_000, 300_000, 5_000_000])
 def test_the_training_has_a_floor_and_a_ceiling_in_images_shown(images):
     recipe = fitting.fit_length(images, RECIPE, FITTED).recipe

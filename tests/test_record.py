@@ -37,7 +37,9 @@ def test_scores_agree_with_a_hand_count_and_scikit_learn(results):
     assert all(abs(sum(row.confidences) - 1) < 1e-5 for row in rows)
     assert [row.predicted for row in rows] == [CLASSES[j] for j in predicted]
     confidences, right = [max(row.confidences) for row in rows], predicted == labels
-    assert scored.calibration.ece == pytest.approx(scores.calibrate(confidences, right).ece, abs=1e-4)
+    assert scored.calibration.ece == pytest.approx(
+        scores.measure_calibration(confidences, right).ece, abs=1e-4
+    )
     assert sum(row.images for row in scored.calibration.bins) == 60
     assert json.loads(as_json(scored))["correct"] == scored.correct
 
@@ -146,7 +148,7 @@ def test_calibration_error_agrees_with_a_hand_count():
     #               bin (0.5, 0.6]  (0.6, 0.7]    (0.9, 1.0]
     confidences = [0.55, 0.60, 0.65, 0.65, 0.65, 0.95, 1.00, 0.91]
     right = [1, 0, 1, 1, 0, 1, 1, 0]
-    scored = scores.calibrate(confidences, np.array(right, dtype=bool))
+    scored = scores.measure_calibration(confidences, np.array(right, dtype=bool))
     by_hand = 2 / 8 * abs(1 / 2 - 0.575) + 3 / 8 * abs(2 / 3 - 0.65) + 3 / 8 * abs(2 / 3 - 2.86 / 3)
     assert scored.ece == pytest.approx(by_hand)
     assert [row.images for row in scored.bins] == [0, 0, 0, 0, 0, 2, 3, 0, 0, 3]
@@ -154,7 +156,7 @@ def test_calibration_error_agrees_with_a_hand_count():
     assert scored.bins[9].accuracy == pytest.approx(2 / 3)
     for bins in (3, 7, 10):  # an upper edge belongs to its bin, also where it is no exact number
         edges = [i / bins for i in range(1, bins + 1)]
-        counted = scores.calibrate(edges, np.ones(bins, bool), bins).bins
+        counted = scores.measure_calibration(edges, np.ones(bins, bool), bins).bins
         assert [row.images for row in counted] == [1] * bins
 
 
