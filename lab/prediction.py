@@ -261,8 +261,8 @@ def _say(outcome, odd, results, screen):
         return
     for row, higher in itertools.pairwise([*results.thresholds, None]):
         if row.confidence is None:
-            few = f"of {scores.FEWEST} answers or more"
-            screen.say(f"on the test split no confidence gives a precision {few} of {row.precision:.0%}")
+            above = f"{scores.FEWEST} answers or more above it"
+            screen.say(f"on the test split no confidence has {above} of which {row.precision:.0%} are right")
             continue
         if higher and row.confidence == higher.confidence:
             continue

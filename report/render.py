@@ -229,6 +229,13 @@ def plain_text(page):
     return html.unescape(re.sub(r"<style.*?</style>|<[^>]*>", "", page, flags=re.DOTALL))
 
 
+def _fetcher():
+    """A WeasyPrint URL fetcher that reads data URLs only: no network, no files."""
+    from weasyprint.urls import URLFetcher
+
+    return URLFetcher(allowed_protocols={"data"})
+
+
 def carried(record, run, texts):
     """{name: bytes} of what the PDF carries, so that with images and weights it can be drawn again: the
     record, the log, and the student's answers, look-ups done, with their pictures."""
@@ -251,13 +258,11 @@ def render_report(record, run, answers_folder=None):
     """
     check_renderer()
     import weasyprint
-    from weasyprint.urls import URLFetcher
 
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # it reports its subsetting step by step
     texts = answers.answer_texts(record, answers_folder)
     page = render_html(record, run, texts)
-    nothing_else = URLFetcher(allowed_protocols={"data"})  # no network, no files
-    document = weasyprint.HTML(string=page, base_url=TEMPLATES.as_uri(), url_fetcher=nothing_else)
+    document = weasyprint.HTML(string=page, base_url=TEMPLATES.as_uri(), url_fetcher=_fetcher())
     date = datetime.datetime.fromisoformat(document_date(record))
     attached = [
         weasyprint.Attachment(string=content, name=name, description=name, created=date, modified=date)

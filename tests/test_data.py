@@ -123,8 +123,8 @@ def test_what_only_has_an_images_name_is_left_out_and_listed(tmp_path):
     images = read(folder, tmp_path / "split")
     assert len(images.train) + len(images.test) == 100
     reasons = {name: reason.partition(":")[0] for name, reason in unreadable(images)}
-    assert reasons.pop("gone.png") == "FileNotFoundError"
-    assert reasons == dict.fromkeys(("a.png", "pipe.png", "socket.png", "device.png"), "OSError")
+    assert reasons.pop("b/gone.png") == "FileNotFoundError"
+    assert reasons == dict.fromkeys(("a/a.png", "a/pipe.png", "a/socket.png", "b/device.png"), "OSError")
     assert unreadable(images)[0][1] == "OSError: it is not a regular file"
 
 
@@ -370,7 +370,7 @@ def test_a_few_unreadable_files_are_left_out_and_many_stop(tmp_path):
     (folder / "b" / "b_4.png").write_text("no image")
     images = read(folder, tmp_path / "split")
     assert len(images.train) + len(images.test) == 38
-    assert [name for name, _ in unreadable(images)] == ["a_3.png", "b_4.png"]
+    assert [name for name, _ in unreadable(images)] == ["a/a_3.png", "b/b_4.png"]
     (folder / "b" / "b_5.png").write_text("no image")
     with pytest.raises(InputError, match=r"3 of 40 images cannot be read, the first .*a_3\.png \("):
         read(folder, tmp_path / "again")
@@ -473,7 +473,7 @@ def test_copies_and_unreadable_files_are_on_record(tmp_path, images):
     (images / "patches" / "patches_21.png").write_bytes(b"")
     facts = read(images, tmp_path / "split").facts
     assert (facts.same_pixels.groups, facts.same_pixels.files) == (1, copies)
-    assert [entry.file for entry in facts.unreadable] == ["patches_21.png"]
+    assert [entry.file for entry in facts.unreadable] == ["patches/patches_21.png"]
     assert facts.counts["train"] == {"crazing": 7, "inclusion": 7, "patches": 14}
     assert (facts.sizes, facts.modes) == ([("40 x 40", 40)], [("L", 40)])
     assert facts.fingerprint == read(images, tmp_path / "again", Recipe(split_seed=1)).facts.fingerprint
@@ -601,5 +601,5 @@ def test_a_damaged_image_is_listed_and_its_decoder_says_nothing_beside(tmp_path,
         if struct.unpack("<H", content[at : at + 2]) == (277,):  # samples per pixel
             content[at + 8 : at + 10] = struct.pack("<H", 259)
     (folder / "a" / "odd.tif").write_bytes(content)
-    assert [name for name, _ in unreadable(read(folder, tmp_path / "split"))] == ["odd.tif"]
+    assert [name for name, _ in unreadable(read(folder, tmp_path / "split"))] == ["a/odd.tif"]
     assert caplog.records == []

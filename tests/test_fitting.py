@@ -159,7 +159,7 @@ def test_what_a_user_sets_stands():
     assert own.free == frozenset()  # and so does a file, whatever it is called
     assert own.recipe_name == "default.toml"  # which claims nothing that was found out for ours
     flips = {"flip", "vertical_flip", "transpose"}
-    fit = fitting.fit_recipe(split_of(wedge), RECIPE, FITTED - flips - {"repeats", "mixup"})
+    fit = fitting.fit_recipe(split_of(wedge), RECIPE, FITTED - flips - {"repeats", "mixup", "mimetic"})
     assert fit.recipe.flip and not fit.recipe.transpose
     assert (fit.recipe.repeats, fit.recipe.mixup) == (1, RECIPE.mixup)
     assert set(fit.reasons) == {"epochs", "standardize", "crop"}

@@ -252,7 +252,7 @@ def test_every_other_file_is_counted_by_reason(tmp_path):
         "archives, beside images that are not packed": 1,
     }
     assert [(u.file, u.reason) for u in facts.unreadable] == [
-        ("page.png", "OSError: it is a web page or other text")
+        ("b/page.png", "OSError: it is a web page or other text")
     ]
     assert "no image of the folder 'c' is used" in facts.notes
 
@@ -695,8 +695,8 @@ def test_cut_off_files_are_refused_also_where_weasyprint_was_imported_first(tmp_
         text=True,
         check=True,
     )
-    assert process.stdout == "['a_3.jpg']\n"
-    assert [u.file for u in check(folder).unreadable] == ["a_3.jpg"]
+    assert process.stdout == "['a/a_3.jpg']\n"
+    assert [u.file for u in check(folder).unreadable] == ["a/a_3.jpg"]
 
 
 # Images of one thing
@@ -830,7 +830,7 @@ def test_folders_without_end_and_pictures_too_large_are_bounded(tmp_path, monkey
     folder = fill(tmp_path / "d", ["a", "b"], 21)
     Image.new("L", (101, 100)).save(folder / "a" / "large.png")
     monkeypatch.setattr(intake, "MOST_PIXELS", 10_000)
-    assert [u.file for u in check(folder).unreadable] == ["large.png"]
+    assert [u.file for u in check(folder).unreadable] == ["a/large.png"]
 
 
 def test_probe_opens_no_format_that_starts_another_program(tmp_path):

@@ -116,7 +116,7 @@ def test_less_confident_answers_are_marked(copy, pictures, capsys):
     most = [max(float(v) for k, v in row.items() if k.startswith("confidence ")) for row in rows]
     said = capsys.readouterr().out
     for row in copy.record.results.thresholds:
-        none = f"no confidence gives a precision of {row.precision:.0%}"
+        none = f"no confidence has 20 answers or more above it of which {row.precision:.0%} are right"
         assert (none if row.confidence is None else f"--threshold {row.confidence:g} marks") in said
     middle = sorted(most)[2]
     rows, page = predict(copy, pictures, more=("--threshold", middle))
