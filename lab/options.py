@@ -184,7 +184,7 @@ def _add_outputs(parser):
     add("--name", metavar="NAME", help="your name, for the title block")
     add("--answers", metavar="DIR", type=Path, help="your answers q06.md ... q10d.md, in place of ours")
     add("--output-dir", metavar="DIR", type=Path, default=OUTPUTS)
-    force = "replace a finished bundle of this id, with the predictions and files made from it"
+    force = "replace a finished bundle of this id, with what was made from it, or an interrupted run"
     add("--force", action="store_true", help=force)
     add("--latex", action="store_true", help="also the report as LaTeX, in latex/")
     add("--notebook", action="store_true", help="also the code as a notebook, with outputs")
