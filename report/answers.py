@@ -499,10 +499,10 @@ def fill_in(record, folder, tried=False, leave=()):
         path = folder / f"{key}.md"
         if key in leave or not path.is_file():
             continue
-        text = read_answer(path)
-        _check_template(environment, path, text)
+        written = read_answer(path)
+        _check_template(environment, path, written)
         try:
-            text = environment.from_string(text).render(known)
+            text = environment.from_string(written).render(known)
         except (jinja2.TemplateError, LookupError, TypeError, ValueError, ArithmeticError) as error:
             if tried and (
                 "'dict object' has no" in str(error) or not isinstance(error, jinja2.TemplateError)
@@ -510,7 +510,7 @@ def fill_in(record, folder, tried=False, leave=()):
                 continue
             line = f", line {error.lineno}" if getattr(error, "lineno", None) else ""
             raise InputError(f"{path}{line}: {error}") from None
-        if not text.strip() and not (tried and LOOKS_UP.search(read_answer(path))):
+        if not text.strip() and not (tried and LOOKS_UP.search(written)):
             raise InputError(f"{path} is empty: write the answer, or remove the file for ours")
         if len(text) > 1000 * TEXT_KB:
             raise InputError(
