@@ -3,6 +3,7 @@ import dataclasses
 import io
 import math
 import re
+import time
 
 import numpy
 import pytest
@@ -19,7 +20,7 @@ from lab import stages, training
 from lab.checkpoint import Checkpoint, Start
 from lab.errors import InputError, is_out_of_memory
 from lab.findings import Findings
-from lab.machine import choose_device, choose_precision, has_bf16
+from lab.machine import bf16_is_faster, choose_device, choose_precision
 from lab.recipe import load_recipe, parse_setting
 from lab.record import NamedRecipe
 from lab.steps import BatchedMuon, EagerAdamW, faster
@@ -73,7 +74,7 @@ def test_the_model_learns(splits):
     assert rows[-1].correct >= 0.8 * len(splits[1])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"] if has_bf16(CPU) else ["fp32"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_same_seed_same_weights_bit_for_bit(splits, precision):
     models = [trained(splits, tiny(dropout=0.1, epochs=2, seed=s), precision)[0].model for s in (42, 42, 1)]
     assert same_weights(models[0], models[1])
@@ -434,7 +435,24 @@ def test_devices_and_precisions_that_are_not_there_are_refused():
     with pytest.raises(InputError, match="fp16 needs an NVIDIA GPU"):
         choose_precision("fp16", CPU)
     assert choose_precision("fp32", CPU) == "fp32"
-    assert choose_precision("auto", CPU) == ("bf16" if has_bf16(CPU) else "fp32")
+
+
+@pytest.mark.parametrize(("slow", "chosen"), [(torch.bfloat16, "fp32"), (torch.float32, "bf16")])
+def test_a_cpu_computes_in_bf16_where_that_is_faster(monkeypatch, slow, chosen):
+    multiply = torch.Tensor.__matmul__
+
+    def on_such_a_cpu(self, other):
+        time.sleep(0.01 * (self.dtype == slow))
+        return multiply(self, other)
+
+    bf16_is_faster.cache_clear()
+    monkeypatch.setattr(torch.Tensor, "__matmul__", on_such_a_cpu)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert choose_precision("auto", CPU) == chosen
+    bf16_is_faster.cache_clear()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    assert choose_precision("auto", CPU) == "fp32"
+    bf16_is_faster.cache_clear()
 
 
 # Checkpoints
