@@ -22,7 +22,7 @@ from train import views_of
 LOOKED_AT, COLOURED = 60, 0.05  # images whose colours are looked at, and the share that makes a set coloured
 
 CROPS = {True: 0.25, False: 0.06}  # where a defect's place says nothing, large shifts pay
-# The length, in images shown: LONG, about 150 seconds on two cores, but each image FEWEST to MOST times. The
+# The length, in images shown: LONG, 150 to 350 seconds on two cores, but each image FEWEST to MOST times. The
 # floor is half of LONG, the ceiling about half an hour. How it was chosen: study/recorded/README.md.
 LONG, FLOOR, CEILING = 60_000, 30_000, 1_000_000
 FEWEST, MOST = 24, 48
