@@ -25,7 +25,7 @@ from lab.errors import InputError
 from lab.recipe import FITTED, load_recipe
 from study import runs
 from study.compare import share_of
-from study.figures import aligned
+from study.means import aligned
 from study.results import Results, Run, Value, open_results, run_all
 
 

@@ -40,7 +40,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from lab.errors import InputError  # noqa: E402
 from lab.machine import choose_device, choose_precision  # noqa: E402
-from study.figures import aligned  # noqa: E402
+from study.means import aligned  # noqa: E402
 from study.results import Results, Run, open_results, run_all  # noqa: E402
 from study.runs import Where  # noqa: E402
 

@@ -24,7 +24,7 @@ from typing import ClassVar
 
 from lab.errors import InputError
 from lab.findings import Comparison, ComparisonRow
-from study import figures
+from study import means
 from study.results import Results, Run, Value, run_study, without_seed
 
 NETWORKS = ("vit", "cnn", "resnet18")  # in the order of tables; study.cnn.MAKERS makes them
@@ -265,15 +265,15 @@ def summary(results):
     difference, ViT minus network. The noise is that of training and of the share's images; another split
     would add its own. Failed runs count in `failed` alone.
     """
-    groups = figures.grouped(results.rows.values(), ("share", "equal", "model"), "seed")
+    groups = means.grouped(results.rows.values(), ("share", "equal", "model"), "seed")
     vits = {share: group for (share, _, name), group in groups.items() if name == "vit"}
     table = []
     order = sorted(groups, key=lambda key: (-key[0], EQUALS.index(key[1]), NETWORKS.index(key[2])))
     for share, equal, name in order:
         group = groups[share, equal, name]
-        runs, vit = figures.whole(group), {} if name == "vit" else vits.get(share, {})
-        pairs = figures.pairs_of(vit, group)
-        difference = figures.paired(pairs)
+        runs, vit = means.whole(group), {} if name == "vit" else vits.get(share, {})
+        pairs = means.pairs_of(vit, group)
+        difference = means.paired(pairs)
         if not pairs:  # there is nothing to compare with
             difference["within_noise"] = None
         table.append(
@@ -281,9 +281,9 @@ def summary(results):
                 model=name,
                 share=share,
                 equal=equal,
-                **figures.of(group),
+                **means.of(group),
                 **{size: getattr(runs[0], size) if runs else None for size in SIZES},
-                **{name: figures.mean(getattr(run, name) for run in runs) for name in MEANS},
+                **{name: means.mean(getattr(run, name) for run in runs) for name in MEANS},
                 pairs=len(pairs),
                 **difference,
             )
@@ -293,17 +293,17 @@ def summary(results):
 
 def table_of(comparison):
     """A Comparison as lines for the terminal: the table and the differences, accuracies in %."""
-    table = [["model", "share", "equal", *figures.CELLS, "parameters", "M mult-adds", "images/s"]]
+    table = [["model", "share", "equal", *means.CELLS, "parameters", "M mult-adds", "images/s"]]
     paired_table = [["model", "share", "equal", "seeds", "difference", "from", "to (95 %)", ""]]
     for row in comparison.rows:
         network = [row.model, f"{row.share:g} %", row.equal]
-        size = figures.shown(row.parameters, ","), figures.shown(row.mult_adds, ".1f", 1e-6)
-        speed = figures.shown(row.inference_rate, ".0f")
-        table.append([*network, *figures.cells(**vars(row)), *size, speed])
+        size = means.shown(row.parameters, ","), means.shown(row.mult_adds, ".1f", 1e-6)
+        speed = means.shown(row.inference_rate, ".0f")
+        table.append([*network, *means.cells(**vars(row)), *size, speed])
         if row.pairs:
-            paired_table.append([*network, str(row.pairs), *figures.difference_cells(row)])
-    yield from figures.aligned(table)
+            paired_table.append([*network, str(row.pairs), *means.difference_cells(row)])
+    yield from means.aligned(table)
     yield "seconds: of training; images/s: inference; equal: to the ViT in steps or in time"
     if len(paired_table) > 1:
         yield "\nViT minus the other, accuracy in percentage points, over the seeds that both have"
-        yield from figures.aligned(paired_table)
+        yield from means.aligned(paired_table)

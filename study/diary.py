@@ -15,7 +15,7 @@ from typing import ClassVar
 from lab.errors import InputError
 from lab.findings import Diary, DiaryRow, DiaryStart
 from lab.recipe import Recipe, check_names, read_toml
-from study import figures
+from study import means
 from study.results import Results, Run, Value, run_study, without_seed
 
 # A change that no hyperparameter makes, as vit.py is the paper's: the embedding stays zero.
@@ -136,28 +136,26 @@ def keep_diary(where, plan, name, folds, output, say=print):
 
 def summary(results):
     """DiaryResults -> lab.findings.Diary: means over the runs that did not fail, and paired differences."""
-    groups = figures.grouped(results.rows.values(), ("name", "value"), "fold")
+    groups = means.grouped(results.rows.values(), ("name", "value"), "fold")
     start = groups.pop((None, None), {})
     rows = [
         DiaryRow(
             name=name,
             value=value,
-            **figures.of(group),
-            **figures.paired(figures.pairs_of(group, start)),
+            **means.of(group),
+            **means.paired(means.pairs_of(group, start)),
         )
         for (name, value), group in groups.items()
     ]
-    start = DiaryStart(images=sum(run.images for run in figures.whole(start)), **figures.of(start))
+    start = DiaryStart(images=sum(run.images for run in means.whole(start)), **means.of(start))
     about = results.origin | {"name": results.name, "recipe": results.recipe, "folds": results.folds}
     return Diary(**about, start=start, rows=rows)
 
 
 def table_of(diary):
     """A Diary as lines for the terminal, accuracies in %."""
-    table = [["", *figures.CELLS, "difference", "from", "to (95 %)", ""]]
-    table.append(["the recipe itself", *figures.cells(**vars(diary.start)), "", "", "", ""])
+    table = [["", *means.CELLS, "difference", "from", "to (95 %)", ""]]
+    table.append(["the recipe itself", *means.cells(**vars(diary.start)), "", "", "", ""])
     for row in diary.rows:
-        table.append(
-            [label(row.name, row.value), *figures.cells(**vars(row)), *figures.difference_cells(row)]
-        )
-    return figures.aligned(table)
+        table.append([label(row.name, row.value), *means.cells(**vars(row)), *means.difference_cells(row)])
+    return means.aligned(table)

@@ -34,7 +34,7 @@ from lab.files import write_whole
 from lab.findings import StudyData, StudyMachine, Trial
 from lab.record import Machine, as_json
 from study import runs
-from study.figures import aligned, shown
+from study.means import aligned, shown
 from study.results import Value, check_folder, now, progress, read_results
 from study.space import changes_of, space_of, suggest
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from lab.errors import InputError
 from lab.recipe import Recipe, load_recipe, read_toml
-from study import figures
+from study import means
 from study.results import Results, Run, read_results, run_study
 
 
@@ -62,9 +62,9 @@ def run_trials(where, recipes, folds, output, say=print):
 
 def table_of(trials):
     """{name: {fold: row}} as lines for the terminal, accuracies in %."""
-    wrong = {name: sum(run.errors for run in figures.whole(group)) for name, group in trials.items()}
+    wrong = {name: sum(run.errors for run in means.whole(group)) for name, group in trials.items()}
     best_first = sorted(
-        trials, key=lambda name: (len(trials[name]) - len(figures.whole(trials[name])), wrong[name])
+        trials, key=lambda name: (len(trials[name]) - len(means.whole(trials[name])), wrong[name])
     )
-    table = [[name, str(wrong[name]), *figures.cells(**figures.of(trials[name]))] for name in best_first]
-    return figures.aligned([["trial", "wrong", *figures.CELLS], *table])
+    table = [[name, str(wrong[name]), *means.cells(**means.of(trials[name]))] for name in best_first]
+    return means.aligned([["trial", "wrong", *means.CELLS], *table])
