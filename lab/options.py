@@ -28,8 +28,8 @@ examples:
 
 other commands: python -m study --help (search, trials, diary, compare), python -m verify --help (bundles)
 
-hyperparameters for --set (defaults of the recipe `default`, which fits channels, standardize, flip,
-transpose, crop, mixup, epochs and repeats to the images unless they are set):
+hyperparameters for --set (defaults of the recipe `default`, which fits channels, mimetic, standardize,
+flips, transpose, crop, zoom, mixup, epochs and repeats to the images unless they are set):
 """
 
 
