@@ -72,8 +72,11 @@ def decode(path, channels, pixel_range=(0, 65535)):
 
 
 def read_pixels(paths, side, channels, decode=decode, store=np.empty):
-    """Decode and resize n files -> (pixels, digests, faults): uint8 (n, channels, side, side), of `store`;
-    texts that are equal where images are, None for an unreadable file; (path, reason) of these."""
+    """Decode and resize n files -> (pixels, digests, faults).
+
+    pixels: uint8 (n, channels, side, side), of `store(shape, dtype)`; digests: texts, equal where images are,
+    None for an unreadable file; faults: (path, reason) of these.
+    """
     pixels, faults = store((len(paths), channels, side, side), np.uint8), []
 
     def read(i):
@@ -112,9 +115,11 @@ def choose_sides(labels, digests, seed=42):
 
 
 class Split(Dataset):
-    """One side of the split, sorted by class and name; item i is (pixels, label). pixels: uint8 (m, channels,
-    side, side) of both sides, in which `rows`, int64 (n), are this one's; labels: int64 (n), places in
-    `classes`; files: "class/name" of each; digests: as of `read_pixels`."""
+    """One side of the split, sorted by class and name; item i is (pixels, label).
+
+    pixels: uint8 (m, channels, side, side) of both sides, in which `rows`, int64 (n), are this one's;
+    labels: int64 (n), places in `classes`; files: "class/name" of each; digests: as of `read_pixels`.
+    """
 
     def __init__(self, pixels, rows, labels, classes, files, digests):
         self.pixels, self.rows, self.labels = pixels, rows, labels
@@ -145,6 +150,7 @@ def make_splits(images, sides, pixels, digests):
 
 def load_data(folder, target, settings, images=None, read=read_pixels, group=None, copy=copyfile):
     """Copy the images below `folder` to `target`/train/<class>/ and test/<class>/, 70/30, and load them.
+
     Returns (training Split, test Split, [(path, reason)] of unreadable files). `images`: as of `find_images`;
     `group(paths, pixels, digests)`: what to split by. ValueError as there, and if over 5 % cannot be read.
     """
@@ -189,12 +195,6 @@ def augment(images, settings, generator):
         padded = F.pad(images, (pad,) * 4, mode="reflect")
         corners = (torch.rand(2, b, generator=generator) * (2 * pad + 1)).long().T.tolist()  # (top, left)
         images = torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(padded, corners)])
-    if settings.zoom:  # both sides, and one against the other, by up to 1 + zoom; mirrored pixels come in
-        size, aspect = (1 + settings.zoom) ** (2 * rand(2, b) - 1)
-        scales = torch.stack([size * aspect**0.5, size / aspect**0.5], -1)  # of width and height
-        matrices = F.pad(torch.diag_embed(scales), (0, 1))  # (b, 2, 3), the last column moves by nothing
-        grid = F.affine_grid(matrices, images.shape, align_corners=False)
-        images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     if settings.contrast or settings.brightness:
         mean = images.mean((-1, -2, -3), keepdim=True)
         images = (images - mean) * (1 + settings.contrast * (2 * rand(b, 1, 1, 1) - 1)) + mean

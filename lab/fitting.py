@@ -22,7 +22,6 @@ from train import views_of
 LOOKED_AT, COLOURED = 60, 0.05  # images whose colours are looked at, and the share that makes a set coloured
 
 CROPS = {True: 0.25, False: 0.06}  # where a defect's place says nothing, large shifts pay
-ZOOM = 0.5  # where neither flips nor large shifts may be taken, these do
 # The length, in images shown: LONG, 150 to 350 seconds on two cores, but each image FEWEST to MOST times. The
 # floor is half of LONG, the ceiling about half an hour. How it was chosen: study/recorded/README.md.
 LONG, FLOOR, CEILING = 60_000, 30_000, 1_000_000
@@ -99,10 +98,6 @@ def fit_recipe(split, recipe, free):
     """The Fit of a recipe to a training Split, in those of its values whose names are in `free`."""
     recipe, reasons = fit_length(len(split), recipe, free)
     recipe, measured = _fit_invariances(split, recipe, free)
-    if "zoom" in free:
-        varied = recipe.flip or recipe.crop > CROPS[False]
-        recipe = dataclasses.replace(recipe, zoom=0.0 if varied else ZOOM)
-        measured["zoom"] = "there are flips or large shifts" if varied else "without flips and large shifts"
     if len(split) < FEW:
         few = f"{len(split)} training images are fewer than {FEW}"
         if "mixup" in free:

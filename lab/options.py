@@ -29,7 +29,7 @@ examples:
 other commands: python -m study --help (search, trials, diary, compare), python -m verify --help (bundles)
 
 hyperparameters for --set (defaults of the recipe `default`, which fits channels, mimetic, standardize,
-flips, transpose, crop, zoom, mixup, epochs and repeats to the images unless they are set):
+flips, transpose, crop, mixup, epochs and repeats to the images unless they are set):
 """
 
 

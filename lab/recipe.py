@@ -19,7 +19,7 @@ from lab.errors import InputError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 # What lab/fitting.py chooses for the recipe `default`.
-_FITTED = "channels mimetic standardize flip vertical_flip transpose crop zoom mixup repeats epochs"
+_FITTED = "channels mimetic standardize flip vertical_flip transpose crop mixup repeats epochs"
 FITTED = frozenset(_FITTED.split())
 
 
@@ -52,7 +52,6 @@ class Recipe:
     vertical_flip: bool = _value(True, "with flips: up-down too")
     transpose: bool = _value(False, "random swap of rows and columns (with flips: quarter turns)")
     crop: float = _value(0.06, "random shift, up to this share of the side", 0.0, 0.5)
-    zoom: float = _value(0.0, "random zoom and stretch, each by up to 1 + this", 0.0, 4.0)
     brightness: float = _value(0.0, "random brightness, +- this share of the range", 0.0, 1.0)
     contrast: float = _value(0.0, "random contrast, +- this share", 0.0, 1.0)
     mixup: float = _value(0.0, "two images blended, share from Beta(mixup, mixup); 0: never", 0.0, 100.0)

@@ -16,7 +16,7 @@ from lab.files import write_csv, write_whole
 from lab.findings import Findings
 from lab.recipe import Recipe
 
-SCHEMA = 11  # one more where a field or a hyperparameter comes or goes, or a fitted value is found otherwise
+SCHEMA = 10  # one more where a field or a hyperparameter comes or goes, or a fitted value is found otherwise
 
 
 @dataclass

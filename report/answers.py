@@ -246,7 +246,7 @@ def _views(recipe):
 
 def _harder(recipe):
     """What makes training images harder than test images, in words."""
-    augmented = recipe.flip or recipe.crop or recipe.zoom or recipe.brightness or recipe.contrast
+    augmented = recipe.flip or recipe.crop or recipe.brightness or recipe.contrast
     return " and ".join(["augmented"] * bool(augmented) + ["blended"] * bool(recipe.mixup))
 
 

@@ -22,7 +22,6 @@ SPACE = {
     "vertical_flip": (False, True),
     "transpose": (False, True),
     "crop": FloatDistribution(0.0, 0.2),
-    "zoom": FloatDistribution(0.0, 0.5),
     "brightness": FloatDistribution(0.0, 0.3),
     "contrast": FloatDistribution(0.0, 0.3),
     "mixup": FloatDistribution(0.0, 1.0),

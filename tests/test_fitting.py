@@ -86,12 +86,11 @@ def test_what_would_erase_the_difference_between_the_classes_is_not_done(
     assert (found.flip, found.vertical_flip, found.transpose) == (flip, vertical_flip, transpose)
     assert found.crop == fitting.CROPS[large_shifts]
     assert found.standardize is standardize
-    assert found.zoom == 0  # each has flips or large shifts
     assert all("60 held-out training images" in fit.reasons[name] for name in ("flip", "crop"))
 
 
 @pytest.mark.parametrize("images", [120, 1797])
-def test_handwriting_is_not_flipped_and_hardly_shifted_but_zoomed(images):
+def test_handwriting_is_not_flipped_and_hardly_shifted(images):
     """Real pictures, as scikit-learn brings them: all 1,797 digits, or a dozen of each."""
     digits = load_digits()
     rows = torch.randperm(1797, generator=torch.Generator().manual_seed(3))[:images]
@@ -102,7 +101,6 @@ def test_handwriting_is_not_flipped_and_hardly_shifted_but_zoomed(images):
     recipe = fitting.fit_recipe(split, RECIPE, FITTED).recipe
     assert (recipe.flip, recipe.vertical_flip, recipe.transpose) == (False, False, False)
     assert recipe.crop < 0.1
-    assert recipe.zoom == fitting.ZOOM
 
 
 def probe_of(pixels, labels):
@@ -164,7 +162,7 @@ def test_what_a_user_sets_stands():
     fit = fitting.fit_recipe(split_of(wedge), RECIPE, FITTED - flips - {"repeats", "mixup", "mimetic"})
     assert fit.recipe.flip and not fit.recipe.transpose
     assert (fit.recipe.repeats, fit.recipe.mixup) == (1, RECIPE.mixup)
-    assert set(fit.reasons) == {"epochs", "standardize", "crop", "zoom"}
+    assert set(fit.reasons) == {"epochs", "standardize", "crop"}
     assert fitting.fit_recipe(split_of(wedge), RECIPE, frozenset()) == (RECIPE, {})
 
 
