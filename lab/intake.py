@@ -273,7 +273,7 @@ def _notes(facts, recipe, coloured):
         yield f"images of more than 8 bits: {low:g} becomes black and {high:g} white in all of them"
     modes = dict(facts.modes)
     if clear := sum(modes.get(mode, 0) for mode in ("RGBA", "LA", "PA")):
-        yield f"{clear} images with transparency are laid on white"
+        yield f"{clear} images with an alpha channel are laid on white, where they are transparent"
     seen, looked_at = coloured
     if recipe.channels == 1 and seen:
         yield (

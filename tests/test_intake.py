@@ -662,6 +662,10 @@ def test_transparency_is_laid_on_white_and_pages_are_said(tmp_path):
         draw(tmp_path / "d" / "ab"[i % 2] / f"{i}.tif", i, save_all=True, append_images=[striped(1, 50 + i)])
     notes = check(tmp_path / "d").notes
     assert any("8 files have several pages or frames: the first is read" in note for note in notes)
+    for path in (tmp_path / "d").rglob("*.tif"):
+        Image.open(path).convert("RGBA").save(path)
+    notes = check(tmp_path / "d").notes
+    assert "8 images with an alpha channel are laid on white, where they are transparent" in notes
 
 
 def test_colours_and_long_pictures_are_noted(tmp_path):
