@@ -101,7 +101,6 @@ def recipe_of(args, where, settings):
     """The recipe that is named, with such (name, value) settings; `default` is fitted to the images."""
     from study.runs import fit
 
-    where.machine()  # a device that is not there is told before the images are read
     return fit(where, load_recipe(args.recipe, settings), free_names(args.recipe, settings))
 
 

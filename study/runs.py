@@ -28,7 +28,10 @@ FAULTS = (ValueError, RuntimeError, MemoryError)
 
 @dataclass(frozen=True)
 class Where:
-    """The images of a study, and where, how precisely and how many at once its trainings run."""
+    """The images of a study, and where, how precisely and how many at once its trainings run.
+
+    InputError where the device is not there, or lacks the precision.
+    """
 
     data: str
     device: str = "auto"
@@ -36,6 +39,11 @@ class Where:
     limits: Limits = LIMITS
     jobs: int = 1
     choices: Choices | None = None
+
+    def __post_init__(self):
+        # Once for all runs: it may be tried, and each process would do so beside the others' work.
+        precision = choose_precision(self.precision, choose_device(self.device))
+        object.__setattr__(self, "precision", precision)
 
     @property
     def threads(self):
@@ -46,13 +54,11 @@ class Where:
         """(torch.device, precision) of a run in this process, which takes its share of the cores."""
         if self.jobs > 1:  # alone, PyTorch's own choice stands, or OMP_NUM_THREADS
             torch.set_num_threads(self.threads)
-        device = choose_device(self.device)
-        return device, choose_precision(self.precision, device)
+        return choose_device(self.device), self.precision
 
     def machine(self):
-        """The lab.record.Machine that the runs have. InputError where the device is not there."""
-        device = choose_device(self.device)
-        machine = describe_machine(device, choose_precision(self.precision, device))
+        """The lab.record.Machine that the runs have."""
+        machine = describe_machine(choose_device(self.device), self.precision)
         return replace(machine, threads=self.threads) if self.jobs > 1 else machine
 
     def about(self, recipe, folds=None, vit=False):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import pickle
 import signal
 import sqlite3
 import subprocess
@@ -19,7 +20,7 @@ from conftest import NEU_SIZES, ROOT, TINY, changed, make_folder, zip_folder
 from PIL import Image
 
 import data
-from lab import training
+from lab import machine, training
 from lab.intake import load_images
 from lab.recipe import load_recipe, named_recipes, parse_setting
 from study import runs, search, space
@@ -50,6 +51,13 @@ def trials_of(path):
 
 def ended(trials):
     return [t for t in trials if t["state"] in ("complete", "pruned", "failed")]
+
+
+def test_the_precision_is_chosen_once_for_all_runs_of_a_study(monkeypatch):
+    where = runs.Where("d.zip", "cpu")
+    monkeypatch.setattr(machine, "bf16_is_faster", lambda device: where.precision == "fp32")  # the other one
+    for there in (where, pickle.loads(pickle.dumps(where)), dataclasses.replace(where, jobs=1)):
+        assert there.begin()[1] == there.machine().precision == where.precision
 
 
 def test_a_search_leaves_every_trial_and_a_recipe_that_is_not_worse(tmp_path, args, capsys):

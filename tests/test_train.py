@@ -16,11 +16,11 @@ import data
 import run
 import train
 import vit
-from lab import stages, training
+from lab import machine, stages, training
 from lab.checkpoint import Checkpoint, Start
 from lab.errors import InputError, is_out_of_memory
 from lab.findings import Findings
-from lab.machine import bf16_is_faster, choose_device, choose_precision
+from lab.machine import choose_device, choose_precision
 from lab.recipe import load_recipe, parse_setting
 from lab.record import NamedRecipe
 from lab.steps import BatchedMuon, EagerAdamW, faster
@@ -445,14 +445,12 @@ def test_a_cpu_computes_in_bf16_where_that_is_faster(monkeypatch, slow, chosen):
         time.sleep(0.01 * (self.dtype == slow))
         return multiply(self, other)
 
-    bf16_is_faster.cache_clear()
+    monkeypatch.setattr(machine, "bf16_is_faster", machine.bf16_is_faster.__wrapped__)  # anew each time
     monkeypatch.setattr(torch.Tensor, "__matmul__", on_such_a_cpu)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     assert choose_precision("auto", CPU) == chosen
-    bf16_is_faster.cache_clear()
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert choose_precision("auto", CPU) == "fp32"
-    bf16_is_faster.cache_clear()
 
 
 # Checkpoints
