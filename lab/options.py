@@ -3,13 +3,14 @@
 import argparse
 import dataclasses
 import shlex
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.bundle import check_student_id
 from lab.errors import InputError, check_name, check_packages
 from lab.limits import Limits, limits_of
-from lab.recipe import Recipe, free_names, load_recipe, named_recipes, parse_setting
+from lab.recipe import FITTED, Recipe, free_names, load_recipe, named_recipes, parse_setting
 from lab.record import Choices
 
 OUTPUTS = Path("outputs")
@@ -28,8 +29,6 @@ examples:
 
 other commands: python -m study --help (search, trials, diary, compare), python -m verify --help (bundles)
 
-hyperparameters for --set (defaults of the recipe `default`, which fits channels, mimetic, standardize,
-flips, transpose, crop, mixup, epochs and repeats to the images unless they are set):
 """
 
 
@@ -116,7 +115,13 @@ class Once(argparse.Action):
 def make_parser():
     """The argparse parser of run.py."""
     values = load_recipe("default").as_dict()
-    hyperparameters = "".join(
+    fitted = ", ".join(name for name in values if name in FITTED)
+    about = (
+        "hyperparameters for --set (defaults of the recipe `default`, which fits these to the images "
+        f"unless they are set: {fitted}):"
+    )
+    hyperparameters = textwrap.fill(about, 100) + "\n"
+    hyperparameters += "".join(
         f"  {f.name + ' = ' + str(values[f.name]).lower():27} {f.metadata['doc']}\n"
         for f in dataclasses.fields(Recipe)
     )
