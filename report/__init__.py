@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from lab.bundle import bundle_names, file_name
+from lab.bundle import bundle_names
 from lab.files import sha256, write_whole
 from lab.record import write_record, write_tables
 from report.answers import check_answers
@@ -51,13 +51,17 @@ def write_report(record, folder, answers=None, latex=False):
 
     Yields what there is to say of it: (line, whether something failed).
     """
-    pdf, run = file_name(record.student.id, "pdf"), folder / "run"
+    pdf, *others = bundle_names(record.student.id)
+    run = folder / "run"
     record.drawn_with = drawing()
     content, page = render_report(record, run, answers)
     write_whole(folder / pdf, content)
     write_whole(run / "report.html", page)
     record.files[pdf] = sha256(folder / pdf)
     write_record(run / "record.json", record)
+    for name in others:
+        if not (folder / name).is_file() or sha256(folder / name) != record.files.get(name):
+            yield f"{name} is not the file that the run wrote; the report is of that one", False
     if missing := missing_letters("".join([record.student.name or "", *record.data.classes])):
         yield f"the report's fonts lack {missing}: look at it, a box may stand in its place", False
     if latex and (message := write_latex(record, run, folder / "latex", answers)):

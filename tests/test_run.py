@@ -164,6 +164,17 @@ def test_report_only_draws_the_pdf_again_without_training(bundle, copy, capsys):
     assert "training.log" in refused(capsys, *copy.args, "--report-only")
 
 
+def test_report_only_says_where_the_weights_or_the_code_are_no_longer_the_run_s(copy, capsys):
+    assert call(*copy.args, "--report-only") == 0
+    assert "is not the file" not in capsys.readouterr().out
+    copy.weights.write_bytes(copy.weights.read_bytes() + b"of another run")
+    copy.code.unlink()
+    assert call(*copy.args, "--report-only") == 0
+    said = capsys.readouterr().out
+    for path in (copy.weights, copy.code):
+        assert f"{path.name} is not the file that the run wrote" in said
+
+
 def test_the_report_imports_nothing_that_computes():
     code = "import sys, report, report.figures; assert not {'torch', 'data', 'train'} & set(sys.modules)"
     assert run_program("-c", code, cwd=ROOT).returncode == 0
