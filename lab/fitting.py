@@ -126,9 +126,10 @@ def _fit_invariances(split, recipe, free):
     folds = [tuple(map(torch.from_numpy, sides)) for sides in cut]
     among = f"{len(labels):,} held-out training images, mean of the classes"
     values, reasons = {}, {}
-    linear = _Probe(_shrink(pixels, recipe.standardize), labels, folds)
+    images = _shrink(pixels)
+    linear = _Probe(_normalize(images, recipe.standardize), labels, folds)
     if "standardize" in free:
-        other = _Probe(_shrink(pixels, not recipe.standardize), labels, folds)
+        other = _Probe(_normalize(images, not recipe.standardize), labels, folds)
         even, raw = (linear, other) if recipe.standardize else (other, linear)
         lost = is_lost(LIGHT * raw.residual, even.residual, linear.weight, least=DIM)
         values["standardize"], linear = not lost, raw if lost else even
@@ -213,11 +214,16 @@ def is_lost(residual, changed, weight, least=0.0):
     return float(difference.sum()) > max(least, float(difference.square().sum().sqrt()))
 
 
-def _shrink(pixels, standardize):
-    """uint8 (n, c, h, w) -> float (n, c, SIDE, SIDE): each image standardised, or all of them alike."""
+def _shrink(pixels):
+    """uint8 (n, c, h, w) -> float (n, c, SIDE, SIDE)."""
     images = torch.empty(len(pixels), pixels.shape[1], SIDE, SIDE)
     for small, part in zip(images.split(64), pixels.split(64)):  # as float they take four times the memory
         small[:] = F.interpolate(part.float(), (SIDE, SIDE), mode="area")
+    return images
+
+
+def _normalize(images, standardize):
+    """Each image standardised, or all of them alike."""
     if standardize:
         return F.layer_norm(images, images.shape[1:], eps=1e-3)
     return (images - images.mean()) / (images.std() + 1e-3)
@@ -243,18 +249,20 @@ def _features(images, filters):
     for part in images.to(memory_format=torch.channels_last).split(16):
         response = F.conv2d(part, filters)
         highest, lowest = response.amax((-2, -1)), response.amin((-2, -1))
-        beyond = F.softshrink(response, 1.0)  # what is above 1 less what is below -1
-        both, signed = F.avg_pool2d(beyond.abs(), HALF), F.avg_pool2d(beyond, HALF)
-        means = [(both + signed) / 2, (both - signed) / 2, F.adaptive_avg_pool2d(part, 4)]
-        parts.append(torch.cat([highest, -lowest, *(m.flatten(1) for m in means)], 1))
+        above = F.avg_pool2d(response.clamp(min=1), HALF) - 1  # the mean of what is above 1
+        below = -1 - F.avg_pool2d(response.clamp_(max=-1), HALF)
+        rough = F.avg_pool2d(part, SIDE // 4)
+        parts.append(torch.cat([highest, -lowest, *(m.flatten(1) for m in (above, below, rough))], 1))
     return torch.cat(parts)
 
 
 def _answers(views, target, rest, held_out):
     """The answers (k, classes) for the images held out, by ridge regression on all views (n, d) of others."""
     x, y = torch.cat([view[rest] for view in views]), target[rest].repeat(len(views), 1)
-    mean, scale = x.mean(0), x.std(0) + 1e-3
-    x = (x - mean) / scale
+    mean = x.mean(0)
+    x -= mean
+    scale = (x.square().sum(0) / (len(x) - 1)).sqrt() + 1e-3
+    x /= scale
     weight = y @ y.sum(0).clamp(min=1).rsqrt()[:, None]  # rare classes count more, as in the training
     weight /= weight.mean()
     middle = (weight * y).mean(0)

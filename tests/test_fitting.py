@@ -106,7 +106,7 @@ def test_handwriting_is_not_flipped_and_hardly_shifted(images):
 def probe_of(pixels, labels):
     """A probe of images, each half of them held out in turn."""
     halves = torch.arange(len(labels)).chunk(2)
-    return fitting._Probe(fitting._shrink(pixels, True), labels, [halves, halves[::-1]])
+    return fitting._Probe(fitting._normalize(fitting._shrink(pixels), True), labels, [halves, halves[::-1]])
 
 
 def test_the_probe_explains_nothing_where_there_is_nothing_to_learn():
