@@ -234,7 +234,7 @@ class BatchLoader:
         order = torch.randperm(n, generator=self.generator) if self.train else torch.arange(n)
         for index in order.split(self.settings.batch_size):
             rows = split.rows[index].to(split.pixels.device, non_blocking=True)
-            images = split.pixels[rows].to(self.device, non_blocking=True).float() / 255
+            images = split.pixels.index_select(0, rows).to(self.device, non_blocking=True).float().div_(255)
             targets = split.labels[index].to(self.device, non_blocking=True)
             if self.train:  # anew each epoch, and a whole batch at once
                 images = augment(images, self.settings, self.generator)

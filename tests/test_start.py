@@ -14,7 +14,7 @@ from lab import options, start
 COMMANDS = [["run.py"], ["-m", "study"], ["-m", "verify"]]
 COMMANDS += [
     [f"bench/{name}.py"]
-    for name in ("datasets", "fuzz", "other_sets", "peers", "report_time", "seeds", "speed")
+    for name in ("classical", "datasets", "fuzz", "other_sets", "peers", "report_time", "seeds", "speed")
 ]
 
 
