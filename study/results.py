@@ -8,6 +8,8 @@ import dataclasses
 import datetime
 import json
 import multiprocessing
+import os
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -123,6 +125,16 @@ def progress(before, done, total, start):
     return f"{before + done}/{total}, about {clock((time.monotonic() - start) / done * left)} left"
 
 
+def _end_with_parent():
+    """Have a run's process end as soon as the study's own is gone, in place of training on for nobody."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def run_all(work, path, results):
     """Run {key: call without arguments, that returns a Run}, in `results.jobs` processes.
 
@@ -134,7 +146,8 @@ def run_all(work, path, results):
     for key in there:
         yield key, rows[key], f"{len(there)}/{len(work)}"
     # Fresh processes: a copy of this one would inherit PyTorch's threads as they stand, and hang.
-    with ProcessPoolExecutor(results.jobs, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(results.jobs, context, _end_with_parent) as pool:
         futures = {pool.submit(call): key for key, call in work.items() if key not in rows}
         try:
             for done, future in enumerate(as_completed(futures), 1):

@@ -36,7 +36,7 @@ def parameters(model):
 class InThisProcess(Executor):
     """In place of fresh processes, which take seconds to import PyTorch."""
 
-    def __init__(self, jobs, context):
+    def __init__(self, jobs, context, initializer):
         pass
 
     def submit(self, call):

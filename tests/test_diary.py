@@ -2,11 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from functools import partial
 
+import filelock
 import pytest
 import torch
-from conftest import NEU_SIZES, TINY, changed, make_folder, zip_folder
+from conftest import NEU_SIZES, ROOT, TINY, changed, make_folder, zip_folder
 from test_compare import IMAGES, MACHINE, in_this_process  # noqa: F401, a fixture
 
 import train
@@ -263,6 +267,40 @@ def test_a_process_that_the_system_ends_is_one_line_and_loses_no_result(tmp_path
         next(work)
     assert "--" not in str(error.value)  # another command may have asked for it
     assert list(json.loads(output.read_text())["rows"]) == ["a"]
+
+
+STUDY = """
+import sys, time
+from functools import partial
+from pathlib import Path
+import filelock
+from test_compare import MACHINE
+from study.results import Results, run_all
+
+def train(path):
+    lock = filelock.FileLock(path)  # which the system takes back when this process ends
+    lock.acquire()
+    Path(path).with_suffix(".begun").touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    list(run_all({"a": partial(train, sys.argv[1])}, Path(sys.argv[2]), Results(what="", machine=MACHINE)))
+"""
+
+
+def test_the_processes_of_a_study_that_is_killed_do_not_train_on(tmp_path):
+    lock, path = tmp_path / "a.lock", os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    (tmp_path / "killed.py").write_text(STUDY)
+    study = subprocess.Popen(
+        [sys.executable, tmp_path / "killed.py", lock, tmp_path / "o.json"],
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    while not lock.with_suffix(".begun").exists():
+        assert study.poll() is None
+        time.sleep(0.05)
+    study.kill()
+    study.wait()
+    filelock.FileLock(lock).acquire(timeout=60).lock.release()
 
 
 @pytest.mark.parametrize(
