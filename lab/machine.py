@@ -7,11 +7,13 @@ import dataclasses
 import functools
 import gc
 import math
+import multiprocessing
 import os
 import platform
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
@@ -114,6 +116,17 @@ def give_back_memory():
     gc.collect()  # a drawn page is a tree whose parts know each other
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def end_with_parent():
+    """Have this process of multiprocessing's end as soon as the one that started it is gone, killed or not,
+    in place of working on for nobody."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def leave(code):

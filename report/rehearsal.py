@@ -99,6 +99,7 @@ def main():
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (2 * SECONDS, 2 * SECONDS))  # where nobody is left to end it
     print(json.dumps(fill(json.load(sys.stdin))))
 
 

@@ -8,8 +8,6 @@ import dataclasses
 import datetime
 import json
 import multiprocessing
-import os
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +21,7 @@ from lab.console import clock
 from lab.errors import InputError
 from lab.files import write_whole
 from lab.findings import StudyData, StudyMachine
+from lab.machine import end_with_parent
 from lab.record import Machine, as_json
 
 Value = bool | int | float | str  # of a hyperparameter
@@ -125,16 +124,6 @@ def progress(before, done, total, start):
     return f"{before + done}/{total}, about {clock((time.monotonic() - start) / done * left)} left"
 
 
-def _end_with_parent():
-    """Have a run's process end as soon as the study's own is gone, in place of training on for nobody."""
-
-    def wait():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def run_all(work, path, results):
     """Run {key: call without arguments, that returns a Run}, in `results.jobs` processes.
 
@@ -147,7 +136,7 @@ def run_all(work, path, results):
         yield key, rows[key], f"{len(there)}/{len(work)}"
     # Fresh processes: a copy of this one would inherit PyTorch's threads as they stand, and hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(results.jobs, context, _end_with_parent) as pool:
+    with ProcessPoolExecutor(results.jobs, context, end_with_parent) as pool:
         futures = {pool.submit(call): key for key, call in work.items() if key not in rows}
         try:
             for done, future in enumerate(as_completed(futures), 1):

@@ -24,7 +24,7 @@ from lab import inspection, intake
 from lab.bundle import KINDS, bundle_names, file_name
 from lab.errors import InputError, said, told
 from lab.files import place, sha256, write_whole
-from lab.machine import give_back_memory
+from lab.machine import end_with_parent, give_back_memory
 from lab.recipe import load_recipe
 from lab.record import SCHEMA, DataFacts, Record, Results, Shown
 from lab.scores import score
@@ -365,6 +365,7 @@ def draw(record, run):
 
 def check_apart(pipe, bundle, work):
     """In a process of its own, whose memory is bounded where the system can: send the Verdict."""
+    end_with_parent()
     quiet = os.open(os.devnull, os.O_WRONLY)  # nothing that a library prints is shown
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
