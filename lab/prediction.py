@@ -21,7 +21,7 @@ import train
 from lab import archives, layout, scores
 from lab.bundle import file_name
 from lab.errors import InputError, printable
-from lab.files import csv_row, writing_whole
+from lab.files import csv_row, sha256, writing_whole
 from lab.inspection import attention_rollout
 from lab.intake import Decoder, check_folder, save_thumbnail
 from lab.machine import choose_device, keep_freed_memory
@@ -133,7 +133,7 @@ def find_pictures(places, scratch, limits):
 
 
 def load_bundle(folder, student_id):
-    """(Record, model) of a finished bundle. InputError where there is none, or its weights are others."""
+    """(Record, model) of a finished bundle. InputError where there is none, or its weights do not fit."""
     record = read_record(folder / "run" / "record.json", student_id)
     weights, _ = load_weights(folder / file_name(student_id, "pth"))
     return record, fit_model(weights, record.recipe.values, len(record.data.classes)).eval()
@@ -205,6 +205,9 @@ def predict(options, screen):
     """Write predictions.csv of the pictures named by --predict -> (its path, Outcome)."""
     device = choose_device(options.device)
     record, model = load_bundle(options.folder, options.student_id)
+    weights = options.folder / file_name(options.student_id, "pth")
+    if sha256(weights) != record.files[weights.name]:
+        screen.say(f"{weights.name} is not the file that the run wrote: classes may be wrong", "yellow")
     keep_freed_memory()
     table = options.folder / "predictions" / "predictions.csv"
     with tempfile.TemporaryDirectory() as scratch:

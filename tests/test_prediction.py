@@ -9,6 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from conftest import call, make_folder, refused, striped, zip_folder
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +40,16 @@ def test_the_answers_are_those_of_the_run_to_the_last_digit(copy):
     with open(copy.run / "predictions.csv", newline="", encoding="utf-8") as file:
         stated = [{k: v for k, v in row.items() if k != "true"} for row in csv.DictReader(file)]
     assert rows == stated
+
+
+def test_weights_of_another_run_are_told(copy, pictures, capsys):
+    predict(copy, pictures)
+    assert "is not the file" not in capsys.readouterr().out
+    weights = torch.load(copy.weights, weights_only=True)
+    weights["mlp_head.1.bias"] += 1
+    torch.save(weights, copy.weights)
+    predict(copy, pictures)
+    assert f"{copy.weights.name} is not the file that the run wrote" in capsys.readouterr().out
 
 
 def test_a_bundle_is_whole_with_its_predictions(copy, pictures):
