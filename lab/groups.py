@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold
 
 from lab.errors import InputError
 from lab.record import KeptTogether
@@ -133,8 +134,6 @@ def group_images(images, names, pixels, digests, pattern):
 
 def cut_folds(labels, groups, folds):
     """(rest, held out), as rows, of each fold: classes are stratified, equal `groups` stay together."""
-    from sklearn.model_selection import StratifiedGroupKFold  # a second, in which intake reads pixels
-
     # The groups are numbered in a shuffled order and then cut unshuffled: what shuffle=True does since
     # scikit-learn 1.8. Before that, as on Python 3.10, it mixed up the groups and did not stratify (#32478).
     names, numbers = np.unique(groups, return_inverse=True)

@@ -15,7 +15,6 @@ import warnings
 import zipfile
 from collections import Counter, defaultdict
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -220,8 +219,6 @@ def _read(source, recipe, split_folder, tick, choices, pattern, free):
     pixel_range = measure_range(found.wide, found.notes) if found.wide else None
     decoder = Decoder(tick, pixel_range)
     grouping = Grouping(source.folder, found.images, pattern)
-    if free:  # the fit needs it
-        threading.Thread(target=import_module, args=["sklearn.model_selection"]).start()
     with told():
         train, test, unreadable = data.load_data(
             source.folder,
