@@ -149,6 +149,7 @@ def test_report_only_draws_the_pdf_again_without_training(bundle, copy, capsys):
     copy.pdf.unlink()
     process = run_program("-X", "importtime", RUN, *copy.args, "--report-only", cwd=copy.home)
     assert process.returncode == 0, process.stderr
+    assert "is not the file" not in process.stdout
     # The report reads the record: torch would take seconds to import.
     assert not re.search(r"\| +torch$", process.stderr, re.MULTILINE)
     assert copy.pdf.read_bytes().startswith(b"%PDF")
@@ -165,8 +166,6 @@ def test_report_only_draws_the_pdf_again_without_training(bundle, copy, capsys):
 
 
 def test_report_only_says_where_the_weights_or_the_code_are_no_longer_the_run_s(copy, capsys):
-    assert call(*copy.args, "--report-only") == 0
-    assert "is not the file" not in capsys.readouterr().out
     copy.weights.write_bytes(copy.weights.read_bytes() + b"of another run")
     copy.code.unlink()
     assert call(*copy.args, "--report-only") == 0
