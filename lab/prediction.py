@@ -21,11 +21,11 @@ import train
 from lab import archives, layout, scores
 from lab.bundle import file_name
 from lab.errors import InputError, printable
-from lab.files import csv_row, sha256, writing_whole
+from lab.files import csv_row, writing_whole
 from lab.inspection import attention_rollout
 from lab.intake import Decoder, check_folder, save_thumbnail
 from lab.machine import choose_device, keep_freed_memory
-from lab.record import Choices, DataFacts, Unreadable, read_record
+from lab.record import Choices, DataFacts, Unreadable, is_as_written, read_record
 from lab.weights import fit_model, load_weights
 
 AT_ONCE = 256  # pictures in the memory, about
@@ -206,7 +206,7 @@ def predict(options, screen):
     device = choose_device(options.device)
     record, model = load_bundle(options.folder, options.student_id)
     weights = options.folder / file_name(options.student_id, "pth")
-    if sha256(weights) != record.files[weights.name]:
+    if not is_as_written(record, weights):
         screen.say(f"{weights.name} is not the file that the run wrote: classes may be wrong", "yellow")
     keep_freed_memory()
     table = options.folder / "predictions" / "predictions.csv"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from lab.errors import InputError
-from lab.files import write_csv, write_whole
+from lab.files import sha256, write_csv, write_whole
 from lab.findings import Findings
 from lab.recipe import Recipe
 
@@ -363,6 +363,11 @@ def read_record(path, student_id=None):
     if student_id not in (None, record.student.id):
         raise InputError(f"{path} is of student {record.student.id}: give the folder that name again")
     return record
+
+
+def is_as_written(record, path):
+    """Whether a bundle's file is there, and still the one that the record's run wrote under this name."""
+    return path.is_file() and sha256(path) == record.files.get(path.name)
 
 
 def write_tables(folder, record):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lab.bundle import bundle_names
 from lab.files import sha256, write_whole
-from lab.record import write_record, write_tables
+from lab.record import is_as_written, write_record, write_tables
 from report.answers import check_answers
 from report.fonts import missing_letters
 from report.latex import check_latex, write_latex
@@ -60,7 +60,7 @@ def write_report(record, folder, answers=None, latex=False):
     record.files[pdf] = sha256(folder / pdf)
     write_record(run / "record.json", record)
     for name in others:
-        if not (folder / name).is_file() or sha256(folder / name) != record.files.get(name):
+        if not is_as_written(record, folder / name):
             yield f"{name} is not the file that the run wrote; the report is of that one", False
     if missing := missing_letters("".join([record.student.name or "", *record.data.classes])):
         yield f"the report's fonts lack {missing}: look at it, a box may stand in its place", False

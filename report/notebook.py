@@ -16,7 +16,8 @@ from pathlib import Path
 
 from lab.bundle import bundle_names, file_name
 from lab.errors import InputError, check_packages
-from lab.files import place, sha256, write_whole
+from lab.files import place, write_whole
+from lab.record import is_as_written
 from report.submission import assemble_cells, assemble_submission, submission_of
 
 PACKAGES = ("jupytext", "nbclient", "ipykernel")
@@ -38,7 +39,7 @@ def check_finished(record, folder):
     if (folder / code).read_text(encoding="utf-8") != assemble_submission(submission_of(record)):
         why = "was changed, or written by another version, and a notebook would hold other code"
         raise InputError(f"{folder / code} {why}: {again}")
-    if sha256(folder / weights) != record.files[weights]:
+    if not is_as_written(record, folder / weights):
         raise InputError(f"{folder / weights} is not the file in run/record.json: {again}")
 
 
