@@ -26,9 +26,8 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
 
-from lab import intake
+import datasets
 from lab.errors import InputError
-from lab.recipe import FITTED, load_recipe
 from study import runs
 from study.means import aligned
 from study.results import Results, Run, open_results, run_all
@@ -66,9 +65,9 @@ CLASSIFIERS = {
 
 
 @lru_cache(maxsize=1)
-def load(path):
+def features_of(path):
     """(features (n, d), labels (n)) of the training and of the test split, NumPy."""
-    images = intake.load_images(path, load_recipe("default"), free=FITTED & {"channels"})
+    images = datasets.load(path)
 
     def pixels(split):
         small = [
@@ -80,7 +79,7 @@ def load(path):
 
 
 def one_run(path, name, classifier):
-    (features, labels), (test, truth) = load(path)
+    (features, labels), (test, truth) = features_of(path)
     start = time.perf_counter()
     fitted = CLASSIFIERS[classifier](features).fit(features, labels)
     seconds, answers = time.perf_counter() - start, fitted.predict(test)
