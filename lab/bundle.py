@@ -140,12 +140,15 @@ def redrawn(folder, student_id):
 
     After a failure it is dropped. InputError if there is no bundle, or if another run is at work.
     """
-    copy = folder.with_name(f".{student_id}-redrawn")
+    copy, record = folder.with_name(f".{student_id}-redrawn"), folder / "run" / "record.json"
+    missing = f"there is no {record}: run once without --report-only"
+    if not folder.exists() and not _aside(folder).exists():  # a lock would make the folders above it
+        raise InputError(missing)
     with lock_folder(folder):
         _recover(_partial(folder, student_id), folder, student_id)
         shutil.rmtree(copy, ignore_errors=True)  # of one that was killed
-        if not (folder / "run" / "record.json").exists():
-            raise InputError(f"there is no {folder / 'run' / 'record.json'}: run once without --report-only")
+        if not record.exists():
+            raise InputError(missing)
         try:
             shutil.copytree(folder, copy, symlinks=True, copy_function=_link_images)
             yield copy

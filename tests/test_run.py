@@ -337,6 +337,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatch)
     assert not outputs.exists() or names_in(outputs) == []
 
 
+def test_to_draw_a_report_that_is_not_there_makes_no_folder(tmp_path, capsys):
+    args = ["--student-id", "s1", "--output-dir", tmp_path / "mistyped", "--report-only"]
+    assert "run once without --report-only" in refused(capsys, *args)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("text", ["images=-1", "size=3", "image_mb=x"])
 def test_limits_are_checked(capsys, tmp_path, text):
     args = ["--student-id", "1", "--data", "demo", "--output-dir", tmp_path / "o", "--limit", text]
