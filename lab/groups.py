@@ -17,6 +17,11 @@ from lab.record import KeptTogether
 
 # Roboflow's exports: <name of the source>_jpg.rf.<hash>.jpg, several of each.
 VERSION = re.compile(r"(.+)\.rf\.[0-9a-f]{6,}")
+# 7_hflip.png, 7_rot90.png, 7_aug_3.png or 7_90deg.png, where there is a 7.png.
+AUGMENTED = re.compile(
+    r"(?i)(.+?)[-_ ](new)?(\d+ ?deg|aug|[hv]?flip|mirror|rot|trans|shift|crop|zoom|bright|dark|contrast|blur"
+    r"|noise|noisy).*"
+)
 ALIKE = 0.995  # correlation of two thumbnails from which on they are one picture
 THUMBNAIL = 32
 NEAR = "near copies (their thumbnails correlate by 0.995 or more)"
@@ -101,15 +106,25 @@ def group_images(images, names, pixels, digests, pattern):
     n, labels = len(images), [label for label, _, _ in images]
     rows = [i for i, digest in enumerate(digests) if digest]
 
+    stems = {(label, path.stem) for label, _, path in images}
+    source_of = {}  # (class, stem) of an augmented picture -> that of what it was made from
+    for label, stem in stems:
+        found = AUGMENTED.fullmatch(stem)
+        if found and (label, found[1]) in stems:
+            source_of[label, stem] = label, found[1]
+    sources = set(source_of.values())
+
     def version(i):
-        found = VERSION.match(images[i][2].name)
-        return found and (labels[i], found[1])
+        if found := VERSION.match(images[i][2].name):
+            return labels[i], found[1]
+        key = labels[i], images[i][2].stem
+        return source_of.get(key, key if key in sources else None)
 
     def of_user(i):
         found = pattern.search(names[i])
         return found and (found[1] if pattern.groups else found[0])
 
-    kinds = {"versions of one picture (Roboflow's .rf. names)": list(_by_key(rows, version))}
+    kinds = {"versions of one picture, by their names": list(_by_key(rows, version))}
     if pattern:
         kinds["--group"] = list(_by_key(rows, of_user))
     copies, notes = list(_by_key(rows, digests.__getitem__)), []

@@ -740,6 +740,36 @@ def test_versions_and_near_copies_stay_on_one_side(tmp_path):
     assert images.facts.from_split
 
 
+def test_augmented_pictures_stay_with_what_they_were_made_from(tmp_path):
+    for kind, name in enumerate(("crack", "dark_spot")):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for i in range(10):
+            picture = striped(kind, 100 * kind + i)
+            picture.save(tmp_path / "d" / name / f"{name}_{i}.png")
+            picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "d" / name / f"{name}_{i}_rot90.png")
+            picture.transpose(Image.Transpose.ROTATE_180).save(
+                tmp_path / "d" / name / f"{name}_{i}-aug-1.png"
+            )
+    images = intake.load_images(tmp_path / "d", RECIPE)
+    sides = side_of(images)
+    for name in ("crack", "dark_spot"):
+        for i in range(10):
+            made = [f"{name}/{name}_{i}{end}.png" for end in ("", "_rot90", "-aug-1")]
+            assert len({sides[file] for file in made}) == 1
+    (versions,) = images.facts.kept_together
+    assert (versions.groups, versions.images) == (20, 60)
+
+
+def test_names_that_only_sound_augmented_stay_apart(tmp_path):
+    """dark_spot_1 is no version of dark, which is not there; nor is 1_crop of the 1 of another class."""
+    for kind, name in enumerate(("dark_spot", "crop")):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for i in range(10):
+            file = f"dark_spot_{i}" if kind == 0 else f"dark_spot_{i}_crop"
+            striped(kind, 100 * kind + i).save(tmp_path / "d" / name / f"{file}.png")
+    assert intake.load_images(tmp_path / "d", RECIPE).facts.kept_together == []
+
+
 def test_a_large_cluster_of_near_copies_takes_few_links():
     """As frames of a film: each pair of 300 would be 44,850, and ten times as many a hundred times that."""
     rng, first = np.random.default_rng(0), rng_picture()
