@@ -66,11 +66,11 @@ def train_epoch(model, optimizer, data_loader, loss_history, *, schedulers=(), s
         loss = F.cross_entropy(output, target, label_smoothing=label_smoothing)
         scaler.scale(loss).backward()
         if clip_norm:
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer)  # the norm is that of the true gradients
+            for each in optimizers:
+                scaler.unscale_(each)  # the norm is that of the true gradients
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-        for optimizer in optimizers:
-            scaler.step(optimizer)
+        for each in optimizers:
+            scaler.step(each)
         scaler.update()  # lower after an overflow, whose step was skipped, and higher after a while
         for scheduler in schedulers:
             scheduler.step()

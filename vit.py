@@ -104,7 +104,7 @@ class ViT(nn.Module):
             Rearrange("b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=p1, p2=p2),
             nn.Linear(channels * p1 * p2, dim),
         )
-        # Small random values: at a standard deviation of 1 they would drown the patches' content.
+        # Small random values; with `mimetic`, sines and cosines take the place of those of the patches.
         self.pos_embedding = nn.Parameter(0.02 * torch.randn(1, num_patches + 1, dim))
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
         self.dropout = nn.Dropout(emb_dropout)

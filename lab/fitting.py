@@ -37,9 +37,9 @@ SHIFTED, TURNED = 0.03, 0.015
 LIGHT, DIM = 1.5, 0.05  # times as much left unexplained without the light of the images, and more: it is kept
 FEW, FEW_MIXUP = 100, 0.2  # training images below which blending pairs pays, and a mimetic start may not
 SYMMETRIES = {  # each in words, and how it turns an image
-    "flip": ("flipped left-right", lambda images: images.flip(-1)),
-    "vertical_flip": ("up-down too", lambda images: images.flip(-2)),
-    "transpose": ("transposed too", lambda images: images.mT),
+    "flip": ("with left-right flips", lambda images: images.flip(-1)),
+    "vertical_flip": ("with up-down flips too", lambda images: images.flip(-2)),
+    "transpose": ("with transposition too", lambda images: images.mT),
 }
 
 
@@ -124,7 +124,7 @@ def _fit_invariances(split, recipe, free):
         return Fit(recipe, dict.fromkeys(measured, few))
     cut = cut_folds(labels, groups, FOLDS)
     folds = [tuple(map(torch.from_numpy, sides)) for sides in cut]
-    among = f"{len(labels):,} held-out training images, mean of the classes"
+    among = f"{len(labels):,} held-out training images"
     values, reasons = {}, {}
     images = _shrink(pixels)
     linear = _Probe(_normalize(images, recipe.standardize), labels, folds)
@@ -134,16 +134,17 @@ def _fit_invariances(split, recipe, free):
         lost = is_lost(LIGHT * raw.residual, even.residual, linear.weight, least=DIM)
         values["standardize"], linear = not lost, raw if lost else even
         words = f"{even.explained(even.residual)} standardised, {raw.explained(raw.residual)} not"
-        reasons["standardize"] = f"R² of a linear classifier: {words} ({among})"
+        lose = "raw only where that leaves a third less unexplained"
+        reasons["standardize"] = f"R² of a linear classifier: {words} ({among}; {lose})"
     if symmetries:
         kept, words = linear.symmetries()
         values |= {name: name in kept for name in symmetries}
-        lose = f"{TURNED} or a standard error may be lost by each, transposed against as they are"
+        lose = f"each may lose {TURNED} or a standard error, transposition against none"
         reasons |= dict.fromkeys(symmetries, f"R² of a linear classifier: {words} ({among}; {lose})")
     if "crop" in free:
         kept, words = linear.shifts()
         values["crop"] = CROPS[kept]
-        lose = f"{SHIFTED} or a standard error may be lost"
+        lose = f"large shifts may lose {SHIFTED} or a standard error"
         reasons["crop"] = f"R² of a linear classifier: {words} ({among}; {lose})"
     return Fit(dataclasses.replace(recipe, **values), reasons)
 
@@ -169,7 +170,7 @@ class _Probe:
     def symmetries(self):
         """(names of the SYMMETRIES by which nothing is lost, what is explained in words)."""
         views, seen, before, kept = [self.images], self.seen, self.residual, []
-        words = [f"{self.explained(before)} as they are"]
+        words = [f"{self.explained(before)} without"]
         for name, (about, turn) in SYMMETRIES.items():  # each on top of those before
             turned = [turn(view) for view in views]
             views, seen = views + turned, seen + [_features(view, self.filters) for view in turned]
@@ -190,7 +191,7 @@ class _Probe:
             corners = SimpleNamespace(crop=share, patch_size=4 * SIDE, flip=False, transpose=False)
             shifted = [_features(view, self.filters) for view in views_of(self.images, corners)]
             residuals.append(self._residual(self.seen + shifted))
-            words.append(f"{self.explained(residuals[-1])} shifted by {share:.0%} of the side")
+            words.append(f"{self.explained(residuals[-1])} with shifts of {100 * share:.0f} % of the side")
         large, small = residuals
         return not is_lost(small, large, self.weight, least=SHIFTED), ", ".join(words)
 

@@ -23,6 +23,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from lab.bundle import file_name
 from lab.errors import InputError, printable
+from lab.recipe import Recipe
 from report import formulas, rehearsal, source
 from report.page import STRICT, TEMPLATES, data_url, shorten
 from report.submission import assemble_submission, submission_of
@@ -50,7 +51,9 @@ QUESTIONS = [
      "final accuracy."),
     ("q08", "8", "Compare ViT and CNN for image classification: what are the main differences, and when "
      "might one be preferred over the other using the provided dataset?"),
-    ("q09", "9", "Report the final achieved test accuracy; explain whether you reached the >60% baseline."),
+    ("q09", "9", "Report the final achieved test accuracy; explain whether you reached the >60% baseline — "
+     "if not, describe what you tried and why it might have failed; if you did, explain how you achieved "
+     "it."),
     ("q10a", "10a", "How does the Vision Transformer process input images from start to finish?"),
     ("q10b", "10b", "How are the image patches divided and transformed into input sequences?"),
     ("q10c", "10c", "How does the multi-head self-attention mechanism operate within the Transformer "
@@ -85,7 +88,12 @@ def whole(number):
 
 
 def points(difference, digits=1):
-    """0.0312 -> "+3.1": a difference of shares in percentage points, with a true minus sign."""
+    """0.0312 -> "+3.1": a difference of shares in percentage points, with a true minus sign.
+
+    One that these digits would make zero has one more, as the sign of an interval's end matters.
+    """
+    if difference and not round(100 * difference, digits):
+        digits += 1
     number = round(100 * difference, digits) + 0.0  # no minus before a zero
     return Markdown(f"{number:+.{digits}f}".replace("-", "−") if number else f"{number:.{digits}f}")
 
@@ -230,10 +238,14 @@ def _effects(record):
 
 def _diary_differs(record):
     """The hyperparameters in which the run differs from the recipe that its diary is about."""
+    if not record.findings.diary:
+        return []
     ours = record.recipe.values.as_dict()
-    theirs = record.findings.diary.recipe if record.findings.diary else {}
-    # The warm-up is shortened with the epochs, and a diary makes splits of its own.
-    return [n for n, v in theirs.items() if n not in ("warmup_epochs", "split_seed") and ours.get(n) != v]
+    # Of a value that an older diary does not know, the default says what was done then.
+    theirs = Recipe().as_dict() | record.findings.diary.recipe
+    # The warm-up is shortened with the epochs, and a diary makes splits and draws seeds of its own.
+    own = ("warmup_epochs", "split_seed", "seed")
+    return [name for name, value in theirs.items() if name not in own and ours.get(name) != value]
 
 
 def _views(recipe):
@@ -273,6 +285,7 @@ LOOKUPS = {name: attrgetter(path) for name, path in PARTS.items()} | {
     "mean_confidence": _mean_confidence,
     "second_right": _second_right,
     "hardest": _hardest,
+    "balanced": lambda r: round(r.results.largest_share * len(r.data.classes), 6) == 1,  # equal classes
     # Where the studies come from; the diary's rows by name.
     "search_source": lambda r: _source(r.findings.search, r),
     "diary_source": lambda r: _source(r.findings.diary, r),

@@ -238,6 +238,7 @@ def draw_diary(diary):
     half = -(-len(rows) // 2)
     columns = [part for part in (rows[:half], rows[half:]) if part]
     figure, panels = plt.subplots(1, len(columns), figsize=(WIDTH, 0.75 + 0.165 * half), squeeze=False)
+    figure.get_layout_engine().set(w_pad=0.1)  # the numbers of one panel from the names of the next
     for axes, part in zip(panels[0], columns):
         _draw_effects(axes, part)
         axes.set_ylim(half - 0.4, -0.6)
@@ -257,6 +258,9 @@ def _draw_effects(axes, rows):
         colour = "0.35" if row.within_noise else BLUE if mean > 0 else VERMILION
         if row.low is not None:
             axes.plot([100 * row.low, 100 * row.high], [place, place], color=colour, linewidth=1.1)
+            beyond = [(low, "<")] * (100 * row.low < low) + [(high, ">")] * (100 * row.high > high)
+            for end, mark in beyond:  # the interval goes on
+                axes.plot(end, place, mark, markersize=4, color=colour)
         face = "white" if row.within_noise else colour
         axes.plot(mean, place, "o", markersize=4.2, color=colour, markerfacecolor=face, zorder=3)
         axes.text(

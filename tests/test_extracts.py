@@ -91,7 +91,7 @@ def test_every_kind_of_file_not_used_is_counted_with_an_example(record, bundle):
     html = drawn(changed, bundle)
     for words in (
         "&lt;b&gt;notes&lt;/b&gt;.txt", "a/1.png", "a/3.png and a/4.png", "Folders were taken as &lt;classes",
-        "9 × 9 (2,000), 8 × 8 (2)", "L (2,001), RGB (1)", "The model is shown: grey, 32 x 32 pixels.",
+        "9 × 9 (2,000), 8 × 8 (2)", "L (2,001), RGB (1)", "The model is shown: grey, 32 × 32 pixels.",
         "Chosen by the user: --labels labels.csv.",
     ):  # fmt: skip
         assert words in html, words
