@@ -32,7 +32,7 @@ def train_and_report(options, screen):
         report.check_report(options.answers, options.latex, options.notebook)
         device, machine = stages.check_machine(options, screen)
     start = None if options.resume else new_start(options, machine.precision, screen)
-    with staged(options.folder, options.student_id, options.resume, options.again) as staging:
+    with staged(options.folder, options.resume, options.again) as staging:
         check_output(options)  # another run may have ended since
         checkpoint = stages.begin(options, staging, start, device, screen)
         start, earlier = checkpoint.start, checkpoint.seconds
@@ -82,7 +82,7 @@ def warn(line):
 
 def report_only(options, screen):
     """Draw the PDF of a finished run again -> Record."""
-    with screen.stage("Report"), redrawn(options.folder, options.student_id) as folder:
+    with screen.stage("Report"), redrawn(options.folder) as folder:
         import report
         from lab.record import read_record
         from study import findings

@@ -61,7 +61,9 @@ def refuse(path):
             f"{path} is a web page and not the data, as where a download asks for a confirmation: fetch it "
             "again in a browser"
         )
-    with contextlib.suppress(OSError), Image.open(path):
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(Image.DecompressionBombError):  # too large an image is one, too
+            Image.open(path).close()
         raise InputError(f"{path} is one image: name the folder of the images")
     if head.startswith(b"PK"):
         raise InputError(
@@ -330,28 +332,21 @@ def unpack(archives, home, folder, limits):
     """
     folder.mkdir(parents=True)
     written, notes = 0, []
-
-    def add(archive, target):
-        nonlocal written
-        target.mkdir(parents=True, exist_ok=True)
-        left = limits._replace(total_gb=limits.total_gb - written / 1e9)
-        more, said = _unpack(archive, target, left)
-        written += more
-        notes.extend(said)
-
     try:
         targets = _targets(archives, home, folder) if len(archives) > 1 else {archives[0]: folder}
-        for archive, target in targets.items():
-            add(archive, target)
-        for _ in range(3):  # a zip in a zip in a zip; deeper ones stay, and are named as left out
+        for depth in range(4):  # a zip in a zip in a zip in a zip
+            for archive, target in targets.items():
+                target.mkdir(parents=True, exist_ok=True)
+                left = limits._replace(total_gb=limits.total_gb - written / 1e9)
+                more, said = _unpack(archive, target, left)
+                written, notes = written + more, notes + said
+                if depth:
+                    notes.append(f"unpacked {archive.relative_to(folder).as_posix()}, which was inside")
+                    archive.unlink()
             inner = inner_archives(folder)
-            if not inner or has_classes(folder):
-                break
-            for archive, target in _targets(inner, folder, folder).items():
-                add(archive, target)
-                notes.append(f"unpacked {archive.relative_to(folder).as_posix()}, which was inside")
-                archive.unlink()
-        return notes
+            if depth == 3 or not inner or has_classes(folder):  # deeper ones stay, and are named as left out
+                return notes
+            targets = _targets(inner, folder, folder)
     except BaseException:
         shutil.rmtree(folder)
         raise

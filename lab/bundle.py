@@ -61,7 +61,7 @@ def check_output(options):
         raise InputError(f"{folder} is a file: move it away or name another --output-dir")
     names = [*bundle_names(student_id), file_name(student_id, "ipynb")]
     finished = [name for name in names if (folder / name).exists()]
-    interrupted = _can_go_on(_partial(folder, student_id))
+    interrupted = _can_go_on(_beside(folder, "partial"))
     if interrupted and not options.resume and not options.force:
         raise InputError(f"{student_id} has an interrupted run: add --resume to go on with it, or --force")
     if not finished or options.force:
@@ -101,27 +101,27 @@ class Staging:
 
 
 @contextlib.contextmanager
-def staged(folder, student_id, resume=False, again="--resume"):
-    """A Staging beside `folder` that takes its place when the block ends well.
+def staged(folder, resume=False, again="--resume"):
+    """A Staging beside `folder`, called by the student's id, that takes its place when the block ends well.
 
     Files in `folder` that are not the bundle's stay. After a failure the old folder is as it was, and
     after a power cut or a kill it is the old or the new one. With `resume` the Staging is that of the
     interrupted run. `again`: the flags that resume it. InputError if there is none, if another run is at
     work, or if nothing can be written.
     """
-    partial = _partial(folder, student_id)
+    partial = _beside(folder, "partial")
     with lock_folder(folder):
-        _recover(partial, folder, student_id)
+        _recover(folder)
         if resume and not _can_go_on(partial):
             shutil.rmtree(partial, ignore_errors=True)
-            raise InputError(f"there is no interrupted run of {student_id} to resume: run without --resume")
+            raise InputError(f"there is no interrupted run of {folder.name} to resume: run without --resume")
         partial.mkdir(exist_ok=True)
         if not resume:
             _empty(partial)
         staging = Staging(partial)
         try:
             yield staging
-            _publish(partial, folder, student_id)
+            _publish(partial, folder)
         except BaseException as error:
             input_error = isinstance(error, InputError) and not staging.trained
             if staging.checkpoint.is_file() and (resume or not input_error):
@@ -135,24 +135,24 @@ def staged(folder, student_id, resume=False, again="--resume"):
 
 
 @contextlib.contextmanager
-def redrawn(folder, student_id):
+def redrawn(folder):
     """A copy of the bundle in `folder`, to change; it takes the bundle's place when the block ends well.
 
     After a failure it is dropped. InputError if there is no bundle, or if another run is at work.
     """
-    copy, record = folder.with_name(f".{student_id}-redrawn"), folder / "run" / "record.json"
+    copy, record = _beside(folder, "redrawn"), folder / "run" / "record.json"
     missing = f"there is no {record}: run once without --report-only"
-    if not folder.exists() and not _aside(folder).exists():  # a lock would make the folders above it
+    if not folder.exists() and not _beside(folder, "old").exists():  # a lock would make the folders above it
         raise InputError(missing)
     with lock_folder(folder):
-        _recover(_partial(folder, student_id), folder, student_id)
+        _recover(folder)
         shutil.rmtree(copy, ignore_errors=True)  # of one that was killed
         if not record.exists():
             raise InputError(missing)
         try:
             shutil.copytree(folder, copy, symlinks=True, copy_function=_link_images)
             yield copy
-            _publish(copy, folder, student_id)
+            _publish(copy, folder)
         finally:
             shutil.rmtree(copy, ignore_errors=True)
 
@@ -173,26 +173,28 @@ def _empty(partial):
             path.unlink()
 
 
-def _publish(new, folder, student_id):
+def _publish(new, folder):
     """Put the finished folder `new` in the place of `folder`, at once where the system can."""
     # All of it must be on the disk before the rename, which may get there first.
-    for path in (*(new / name for name in bundle_names(student_id)), new / "run" / "record.json", new):
+    for path in (*(new / name for name in bundle_names(folder.name)), new / "run" / "record.json", new):
         if path.exists():
             to_disk(path)
+    old = _beside(folder, "old")
     if not folder.exists():
         new.rename(folder)
     elif not _exchange(new, folder):
-        folder.rename(_aside(folder))
+        folder.rename(old)
         new.rename(folder)
     to_disk(folder.parent)
-    _remove_old(_aside(folder), folder, student_id)
-    _remove_old(new, folder, student_id)
+    _remove_old(old, folder)
+    _remove_old(new, folder)
     # Last: a `new` that holds it is still to be published, one without is what was replaced.
     (folder / "run" / CHECKPOINT).unlink(missing_ok=True)
 
 
-def _partial(folder, student_id):
-    return folder.with_name(f".{student_id}-partial")
+def _beside(folder, state):
+    """Where a folder stands that is to become `folder` (partial, redrawn), or was it (old)."""
+    return folder.with_name(f".{folder.name}-{state}")
 
 
 def _can_go_on(partial):
@@ -200,32 +202,27 @@ def _can_go_on(partial):
     return (partial / "run" / CHECKPOINT).is_file()
 
 
-def _aside(folder):
-    return folder.with_name(f".{folder.name}-old")
-
-
-def _recover(partial, folder, student_id):
+def _recover(folder):
     """Complete a publishing that was cut off."""
-    old = _aside(folder)
+    old, partial = _beside(folder, "old"), _beside(folder, "partial")
     if old.exists() and not folder.exists():  # cut off between the two renames
         old.rename(folder)
-    _remove_old(old, folder, student_id)
+    _remove_old(old, folder)
     if folder.exists() and partial.exists() and not _can_go_on(partial):
-        _carry_over(partial, folder, student_id)
+        _carry_over(partial, folder)
 
 
-def _carry_over(old, folder, student_id):
+def _carry_over(old, folder):
     """Move the files in `old` that are not the bundle's to `folder`."""
-    files = (file_name(student_id, kind) for kind in (*KINDS, "ipynb", "onnx", "zip"))
-    ours = {*FOLDERS, *files}
+    ours = {*FOLDERS, *(file_name(folder.name, kind) for kind in (*KINDS, "ipynb", "onnx", "zip"))}
     for path in old.iterdir():
         if path.name not in ours and not (folder / path.name).exists():
             path.rename(folder / path.name)
 
 
-def _remove_old(old, folder, student_id):
+def _remove_old(old, folder):
     if old.exists():
-        _carry_over(old, folder, student_id)
+        _carry_over(old, folder)
         shutil.rmtree(old, ignore_errors=True)
 
 

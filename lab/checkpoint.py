@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 import torch
@@ -66,6 +67,7 @@ def put_state(setup, state):
         torch.cuda.set_rng_state(state["cuda"])
 
 
+@dataclass
 class Checkpoint:
     """The state of a training at the end of an epoch, kept in the file `path`.
 
@@ -73,42 +75,34 @@ class Checkpoint:
     their log.
     """
 
-    def __init__(self, path, start):
-        self.path = path
-        self.start = start
-        self.history = []
-        self.seconds = 0.0
-        self.log = ""
-        self._state = None
+    path: Path
+    start: Start
+    history: list[EpochRow] = field(default_factory=list)
+    seconds: float = 0.0
+    log: str = ""
+    state: dict | None = None  # as read from the file, until it is put back
 
     @classmethod
     def load(cls, path):
         """The Checkpoint in a file. InputError if it is damaged or of another version."""
-        again = "run without --resume"
         try:
             content = path.read_bytes()
-            if not content.startswith(MAGIC[:14]):
-                raise ValueError("it is not a checkpoint")
             if not content.startswith(MAGIC):
-                raise InputError(f"{path} was written by another version: {again}")
+                raise ValueError("it is not a checkpoint, or of another version")
             body = content[len(MAGIC) + DIGEST :]
             if hashlib.sha256(body).digest() != content[len(MAGIC) : len(MAGIC) + DIGEST]:
                 raise ValueError("its content has changed")
             # weights_only: a checkpoint is a pickle, and one from a stranger could run code.
             saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-            checkpoint = cls(path, msgspec.json.decode(saved["start"], type=Start))
-            checkpoint.history = msgspec.json.decode(saved["history"], type=list[EpochRow])
-            checkpoint.seconds, checkpoint.log = saved["seconds"], saved["log"]
-            checkpoint._state = saved["state"]
-        except InputError:
-            raise
+            start = msgspec.json.decode(saved.pop("start"), type=Start)
+            history = msgspec.json.decode(saved.pop("history"), type=list[EpochRow])
+            return cls(path, start, history, **saved)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise InputError(f"{path} is damaged ({error}): {again}") from None
-        return checkpoint
+            raise InputError(f"cannot go on from {path} ({error}): run without --resume") from None
 
     def restore(self, setup):
         """Put the saved state into a training.Setup. -> the number of epochs done"""
-        state, self._state = self._state, None  # its memory
+        state, self.state = self.state, None  # its memory
         if state is None:
             return 0
         put_state(setup, state)

@@ -78,9 +78,25 @@ class Screen:
 
     @contextlib.contextmanager
     def training(self, epochs, batches, done=0):
-        """The TrainingBar of so many epochs and batches an epoch, with `done` epochs behind it."""
+        """A bar that moves with each batch and shows the scores of each epoch, with `done` of so many epochs
+        behind it; yields (a function to call after each batch, another to call with each EpochRow).
+
+        Where there is no terminal to redraw, about ten lines are printed in all.
+        """
+
+        def show(row):
+            scores = f"loss {row.train_loss:.3f}  test loss {row.test_loss:.3f}"
+            scores += f"  test accuracy {row.test_accuracy:.2%}"
+            progress.update(task, description=f"epoch {min(row.epoch + 1, epochs)}/{epochs}", scores=scores)
+            tenth = row.epoch % -(-epochs // 10) == 0 or row.epoch == epochs
+            if tenth and not self.console.is_terminal:
+                left = clock((epochs - row.epoch) * row.seconds)
+                self.say(f"epoch {row.epoch}/{epochs}  {scores}  about {left} left")
+
+        first, of = f"epoch {min(done + 1, epochs)}/{epochs}", {"total": epochs * batches, "scores": ""}
         with self._progress(TextColumn("{task.fields[scores]}")) as progress:
-            yield TrainingBar(self, progress, epochs, batches, done)
+            task = progress.add_task(first, completed=done * batches, **of)
+            yield lambda: progress.advance(task), show
 
     def _progress(self, *columns):
         return Progress(
@@ -96,34 +112,3 @@ class Screen:
             transient=True,
             disable=not self.console.is_terminal,
         )
-
-
-class TrainingBar:
-    """A bar that moves with each batch and shows the scores of each epoch.
-
-    Where there is no terminal to redraw, about ten lines are printed in all.
-    """
-
-    def __init__(self, screen, progress, epochs, batches, done):
-        self.screen, self.progress, self.epochs = screen, progress, epochs
-        self.task = progress.add_task(
-            self._name(done + 1), total=epochs * batches, completed=done * batches, scores=""
-        )
-
-    def _name(self, epoch):
-        return f"epoch {min(epoch, self.epochs)}/{self.epochs}"
-
-    def tick(self):
-        """Move on by one batch."""
-        self.progress.advance(self.task)
-
-    def show(self, row):
-        """Show the scores of an EpochRow."""
-        scores = (
-            f"loss {row.train_loss:.3f}  test loss {row.test_loss:.3f}  test accuracy {row.test_accuracy:.2%}"
-        )
-        self.progress.update(self.task, description=self._name(row.epoch + 1), scores=scores)
-        tenth = row.epoch % -(-self.epochs // 10) == 0 or row.epoch == self.epochs
-        if tenth and not self.screen.console.is_terminal:
-            left = (self.epochs - row.epoch) * row.seconds
-            self.screen.say(f"epoch {row.epoch}/{self.epochs}  {scores}  about {clock(left)} left")

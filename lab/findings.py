@@ -26,90 +26,86 @@ class StudyData:
     classes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class DiaryRow:
-    """A changed value: accuracy (0 to 1) over its runs, and its paired differences to the start.
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What studies have alike."""
 
-    `low` and `high` bound the 95 % interval of `difference`; what cannot be determined is None.
-    """
+    data: StudyData
+    machine: StudyMachine
+    date: str
+    fresh: bool = False  # made by the user, not recorded with the project
+    file: str = ""
 
-    name: str
-    value: bool | int | float | str
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Accuracy (0 to 1) over some runs. Here and below, what cannot be determined is None."""
+
     runs: int
     failed: int
     accuracy: float | None
     sd: float | None
     seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared(Scores):
+    """With paired differences to other runs; `low` and `high` bound the 95 % interval of `difference`."""
+
     difference: float | None
     low: float | None
     high: float | None
-    within_noise: bool
+    within_noise: bool | None
 
 
-@dataclass(frozen=True)
-class DiaryStart:
+@dataclass(frozen=True, kw_only=True)
+class DiaryRow(Compared):
+    """A changed value, compared with the start."""
+
+    name: str
+    value: bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiaryStart(Scores):
     """The recipe that all rows of a diary are compared with."""
 
-    runs: int
-    failed: int
     images: int
-    accuracy: float | None
-    sd: float | None
-    seconds: float | None
 
 
-@dataclass(frozen=True)
-class Diary:
+@dataclass(frozen=True, kw_only=True)
+class Diary(Study):
     """An ablation diary: one hyperparameter changed at a time, on validation folds."""
 
     name: str
     recipe: dict[str, bool | int | float | str]
     folds: int
-    data: StudyData
-    machine: StudyMachine
-    date: str
     start: DiaryStart
     rows: list[DiaryRow]
-    fresh: bool = False  # made by the user, not recorded with the project
-    file: str = ""
 
 
-@dataclass(frozen=True)
-class ComparisonRow:
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow(Compared):
     """One network on one share (percent) of the training split, over its seeds."""
 
     model: str
     share: float
     equal: str  # to the ViT: "steps" or "time"
-    runs: int
-    failed: int
     train_images: int | None
-    accuracy: float | None
-    sd: float | None
     parameters: int | None
     mult_adds: int | None
-    seconds: float | None
     inference_rate: float | None
     pairs: int
-    difference: float | None
-    low: float | None
-    high: float | None
-    within_noise: bool | None
     epochs: float | None = None
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Study):
     """The ViT beside CNNs. `tuned`: {network: the values that are its own}."""
 
     recipe: dict[str, bool | int | float | str]
     tuned: dict[str, dict[str, bool | int | float | str]]
-    data: StudyData
-    machine: StudyMachine
-    date: str
     rows: list[ComparisonRow]
-    fresh: bool = False
-    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,14 +125,11 @@ class Trial:
     precision: str | None
 
 
-@dataclass(frozen=True)
-class Search:
+@dataclass(frozen=True, kw_only=True)
+class Search(Study):
     """A search for a recipe: `states` counts its trials by how they ended."""
 
     recipe: Recipe
-    machine: StudyMachine
-    data: StudyData
-    date: str
     searched: list[str]
     folds: int
     states: dict[str, int]
@@ -144,8 +137,6 @@ class Search:
     base: Trial | None
     best: Trial
     importances: dict[str, float] | None
-    fresh: bool = False
-    file: str = ""
 
 
 @dataclass

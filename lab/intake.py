@@ -282,12 +282,6 @@ def _notes(facts, recipe, coloured):
         )
 
 
-def mean_values(split):
-    """The mean pixel, of 0 to 255, of each of at most LIT images of a data.Split, evenly chosen."""
-    rows = split.rows[:: -(-len(split) // LIT)]
-    return np.array([float(split.pixels[row].float().mean()) for row in rows])
-
-
 def describe(source, recipe, train, test, unreadable, about):
     """The DataFacts of two splits; `about` is a Decoder's."""
     digest_of = dict(zip(train.files + test.files, train.digests + test.digests))
@@ -298,6 +292,7 @@ def describe(source, recipe, train, test, unreadable, about):
         of_class = Counter(split.labels.tolist())
         return {name: of_class[number] for number, name in enumerate(split.classes)}
 
+    lit = [float(train.pixels[row].float().mean()) for row in train.rows[:: -(-len(train) // LIT)]]
     of_digest = defaultdict(list)
     for file in files:
         of_digest[digest_of[file]].append(file)
@@ -316,7 +311,7 @@ def describe(source, recipe, train, test, unreadable, about):
         same_pixels=Copies(len(copies), [f for f in files if len(of_digest[digest_of[f]]) > 1]),
         unreadable=[_named(source, *fault) for fault in unreadable],
         fingerprint=hashlib.sha256(lines.encode()).hexdigest(),
-        light=tuple(np.percentile(mean_values(train), (1, 99)).round(1).tolist()),
+        light=tuple(np.percentile(lit, (1, 99)).round(1).tolist()),
         contradictions=[" and ".join(same) for same in copies if len({f.split("/")[0] for f in same}) > 1],
     )
 

@@ -278,6 +278,26 @@ def _check_depth(folder, images, notes):
         )
 
 
+def _guesses(counts, words, in_folders, table):
+    """What was guessed about classes, with what says otherwise; as `_by_folders` has them."""
+    if table:
+        yield f"{table.name} names images too; the folders are used, --labels {table} takes the table"
+    if not in_folders:
+        yield "the classes are taken from the names of the files"
+        return
+    for label in counts:
+        if re.fullmatch(data.SPLIT, label):
+            yield (
+                f"the folder {label!r} is taken for a class: if it is not, add --exclude "
+                f"'{glob.escape(label)}/*'"
+            )
+    if len(words) == 1 and words != {""}:
+        yield (
+            f"the classes {', '.join(sorted(counts)[:3])} differ in a number alone: if these are batches or "
+            "parts, name a table of the classes with --labels"
+        )
+
+
 def _by_folders(folder, paths, files, masks, notes):
     """(class, name, path) of images by their folders or names. InputError where that gives no classes."""
     table = table_beside(folder, files, paths)
@@ -309,16 +329,7 @@ def _by_folders(folder, paths, files, masks, notes):
             f"the names of files and folders in {folder} give no classes (as {example!r}): put the images of "
             f"each class in a folder of its name, or name a table with --labels{ask}"
         )
-    if table:
-        notes.append(f"{table.name} names images too; the folders are used, --labels {table} takes the table")
-    if not in_folders:
-        notes.append("the classes are taken from the names of the files")
-    for label in counts if in_folders else ():
-        if re.fullmatch(data.SPLIT, label):
-            notes.append(
-                f"the folder {label!r} is taken for a class: if it is not, add --exclude "
-                f"'{glob.escape(label)}/*'"
-            )
+    notes += _guesses(counts, words, in_folders, table)
     _check_depth(folder, images, notes)
     return images
 

@@ -118,6 +118,43 @@ def give_back_memory():
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def apart(context, work, *args, seconds, limits):
+    """What `work(*args)` returns, in a process of its own of this context of multiprocessing, where nothing
+    is printed.
+
+    limits: {name in the module resource: number}, where the system has it. TimeoutError after so many
+    seconds, EOFError with the exit code where the process ends without a word.
+    """
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_work_apart, args=(send, limits, work, args), daemon=True)
+    process.start()
+    send.close()
+    try:
+        if not receive.poll(seconds):
+            raise TimeoutError
+        return receive.recv()
+    except EOFError:
+        process.join(10)
+        raise EOFError(process.exitcode) from None
+    finally:
+        process.kill()
+        process.join()
+        receive.close()
+
+
+def _work_apart(pipe, limits, work, args):
+    end_with_parent()
+    quiet = os.open(os.devnull, os.O_WRONLY)  # nothing that a library prints is shown
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows; already lower
+        import resource
+
+        for name, most in limits.items():
+            resource.setrlimit(getattr(resource, name), (most, most))
+    pipe.send(work(*args))
+
+
 def end_with_parent():
     """Have this process of multiprocessing's end as soon as the one that started it is gone, killed or not,
     in place of working on for nobody."""
@@ -232,25 +269,23 @@ def check_memory(recipe, device, precision, images=2, classes=2):
     free = available_memory(device)
     if free is None:
         return
-    batch = min(recipe.batch_size, images)
+    usual, batch = Recipe(), min(recipe.batch_size, images)
 
-    def need(recipe, batch):
-        held, image = least_memory(recipe, classes, precision)
+    def need(names=(), batch=batch):  # with the default values of these names
+        changed = dataclasses.replace(recipe, **{name: getattr(usual, name) for name in names})
+        held, image = least_memory(changed, classes, precision)
         return held + image * batch
 
-    if need(recipe, batch) <= free:
+    if need() <= free:
         return
     names = ["batch_size"]
-    if need(recipe, 1) > free:  # the value whose default would save most; the two sizes are one choice
-        usual = Recipe().as_dict()
-        choices = [["dim"], ["depth"], ["mlp_dim"], ["heads"], ["dim_head"], ["image_size", "patch_size"]]
-        names = min(
-            choices, key=lambda c: need(dataclasses.replace(recipe, **{n: usual[n] for n in c}), batch)
-        )
+    if need(batch=1) > free:  # the value whose default would save most; the two sizes are one choice
+        names = min(["dim"], ["depth"], ["mlp_dim"], ["heads"], ["dim_head"], ["image_size", "patch_size"],
+                    key=need)  # fmt: skip
     values = " with ".join(f"{name} = {getattr(recipe, name)}" for name in names)
     raise InputError(
-        f"training takes at least {need(recipe, batch) / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB "
-        f"are free: {values} is too much"
+        f"training takes at least {need() / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: "
+        f"{values} is too much"
     )
 
 

@@ -4,6 +4,7 @@ They are prepared as in training, by the same functions (data.py): decoded, scal
 in all views. However many there are, a few hundred at a time are in the memory.
 """
 
+import contextlib
 import csv
 import heapq
 import io
@@ -25,7 +26,7 @@ from lab.files import csv_row, writing_whole
 from lab.inspection import attention_rollout
 from lab.intake import Decoder, check_folder, save_thumbnail
 from lab.machine import choose_device, keep_freed_memory
-from lab.record import Choices, DataFacts, Unreadable, is_as_written, read_record
+from lab.record import Choices, Unreadable, is_as_written, read_record
 from lab.weights import fit_model, load_weights
 
 AT_ONCE = 256  # pictures in the memory, about
@@ -49,43 +50,6 @@ class Answer:
 
 
 @dataclass
-class Unfamiliar:
-    """How many of the pictures are not as the run's images were: `size`, `light`, `mode`."""
-
-    facts: DataFacts
-    pictures: int = 0
-    counts: Counter = field(default_factory=Counter)
-
-    def __post_init__(self):
-        sides = np.array([[int(n) for n in size.split(" x ")] for size, _ in self.facts.sizes])
-        self.low, self.high = sides.min(0), sides.max(0)
-        self.modes = {mode for mode, _ in self.facts.modes}
-
-    def add(self, about, pixels):
-        """about: ((width, height), mode) of a picture; pixels: uint8, as the model is shown it."""
-        (size, mode), mean = about, float(pixels.mean())
-        dark, bright = self.facts.light
-        self.pictures += 1
-        self.counts["size"] += bool((np.array(size) < self.low).any() or (np.array(size) > self.high).any())
-        self.counts["light"] += not dark - 1 <= mean <= bright + 1
-        self.counts["mode"] += mode not in self.modes
-
-    def told(self):
-        """One sentence, and whether anything is unfamiliar. Of a hundred training images two were beyond
-        `light` as well."""
-        counts, of = self.counts, f"of {self.pictures:,} pictures"
-        sizes = " x ".join(f"{a} to {b}" if a != b else f"{a}" for a, b in zip(self.low, self.high))
-        dark, bright = self.facts.light
-        parts = [f"{counts['size']:,} {of} are smaller or larger than the run's ({sizes})"]
-        parts += [
-            f"{counts['light']:,} darker or brighter than nearly all of them (means {dark:g} to {bright:g})"
-        ]
-        parts += [f"{counts['mode']:,} of another mode ({', '.join(sorted(self.modes))})"]
-        odd = counts["size"] or counts["mode"] or counts["light"] > 0.05 * self.pictures
-        return ", ".join(parts), bool(odd)
-
-
-@dataclass
 class Outcome:
     """All that the page shows. `answers` are the least sure ones, least sure first."""
 
@@ -97,11 +61,31 @@ class Outcome:
     unsure: int = 0
     answers: list[Answer] = field(default_factory=list)
     unreadable: list[Unreadable] = field(default_factory=list)
-    beside: str = ""
+    beside: str = ""  # how many are not as the run's images were
 
     @property
     def pictures(self):
         return sum(self.counts.values())
+
+
+def unfamiliar(facts, seen):
+    """One sentence on how many pictures are not as the run's images were, and whether any are.
+
+    seen: {(size, mode, whether brighter or darker than nearly all): pictures}. Of a hundred training images
+    two were beyond `light` as well.
+    """
+    sides = np.array([[int(n) for n in size.split(" x ")] for size, _ in facts.sizes])
+    low, high, modes = sides.min(0), sides.max(0), {mode for mode, _ in facts.modes}
+    of_size = sum(n for (size, *_), n in seen.items() if (size < low).any() or (size > high).any())
+    of_mode = sum(n for (_, mode, _), n in seen.items() if mode not in modes)
+    of_light, pictures = sum(n for (*_, odd), n in seen.items() if odd), sum(seen.values())
+    sizes = " x ".join(f"{a} to {b}" if a != b else f"{a}" for a, b in zip(low, high))
+    words = (
+        f"{of_size:,} of {pictures:,} pictures are smaller or larger than the run's ({sizes}), "
+        f"{of_light:,} darker or brighter than nearly all of them (means {{:g}} to {{:g}}), "
+        f"{of_mode:,} of another mode ({', '.join(sorted(modes))})"
+    )
+    return words.format(*facts.light), bool(of_size or of_mode or of_light > 0.05 * pictures)
 
 
 def find_pictures(places, scratch, limits):
@@ -145,7 +129,7 @@ class Predictor:
     def __init__(self, record, model, threshold, tick):
         self.recipe, self.facts, self.model = record.recipe.values, record.data, model
         self.decoder = Decoder(tick, self.facts.pixel_range)
-        self.unfamiliar = Unfamiliar(self.facts)
+        self.seen = Counter()  # as `unfamiliar` takes it
         self.outcome = Outcome(record.student.id, record.date, self.facts.classes, threshold)
 
     def read(self, paths):
@@ -170,10 +154,11 @@ class Predictor:
         rows = [row for row, digest in enumerate(digests) if digest]
         if not rows:
             return []
-        answers = []
+        answers, (dark, bright) = [], self.facts.light
         for row, exact in zip(rows, self.score(pixels, rows)):
             name, path = pictures[row]
-            self.unfamiliar.add(self.decoder.about[path], pixels[row])
+            odd = not dark - 1 <= pixels[row].mean() <= bright + 1
+            self.seen[(*self.decoder.about[path], odd)] += 1
             confidences, best = scores.as_written(exact), int(exact.argmax())  # rounded, two may be equal
             predicted, most = self.facts.classes[best], confidences[best]
             unsure = self.outcome.threshold is not None and most < self.outcome.threshold
@@ -219,10 +204,15 @@ def predict(options, screen):
             predictor = Predictor(record, model.to(device), options.threshold, tick)
             outcome = predictor.outcome
             answers = _written(predictor, pictures, table)
-            outcome.answers = heapq.nsmallest(SHOWN, answers, key=lambda answer: answer.confidence)
+            try:
+                outcome.answers = heapq.nsmallest(SHOWN, answers, key=lambda answer: answer.confidence)
+            except InputError:
+                with contextlib.suppress(OSError):  # there is a table of before in it
+                    table.parent.rmdir()
+                raise
             predictor.decoder.tick = lambda: None  # the bar has counted them
         predictor.illustrate(outcome.answers)
-    outcome.beside, odd = predictor.unfamiliar.told()
+    outcome.beside, odd = unfamiliar(record.data, predictor.seen)
     _say(outcome, odd, record.results, screen)
     return table, outcome
 

@@ -185,9 +185,6 @@ def load_recipe(name_or_path="default", settings=()):
     values = read_toml(RECIPES / "default.toml") | read_toml(path) | dict(settings)
     try:
         check_names(values)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    try:
         return Recipe(**values)
     except InputError as error:
-        raise InputError(f"recipe {path.stem}: {error}") from None
+        raise InputError(f"recipe {path.name}: {error}") from None

@@ -1,5 +1,7 @@
 """The results of a run from the logits on the test split, and which images the report shows."""
 
+import itertools
+
 import numpy as np
 
 from lab.record import (
@@ -139,13 +141,9 @@ def choose_rollouts(predictions, classes, count=6):
 
 
 def choose_samples(files, count=2):
-    """The first `count` of "class/name" files of each class."""
-    chosen = {}
-    for file in files:
-        name = file.partition("/")[0]
-        if len(chosen.setdefault(name, [])) < count:
-            chosen[name].append(Sample(file, name))
-    return [sample for samples in chosen.values() for sample in samples]
+    """The first `count` of each class of "class/name" files, sorted by class."""
+    of_class = itertools.groupby(files, lambda file: file.partition("/")[0])
+    return [Sample(file, name) for name, some in of_class for file in itertools.islice(some, count)]
 
 
 def picture_side(pictures):

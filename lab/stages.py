@@ -218,10 +218,10 @@ def train(setup, checkpoint, run, screen, tensorboard=False):
     with (
         _followed(run, checkpoint.history, tensorboard) as follow,
         open(run / "training.log", "w", encoding="utf-8") as file,
-        screen.training(recipe.epochs, len(setup.train_loader), done) as bar,
+        screen.training(recipe.epochs, len(setup.train_loader), done) as (tick, show),
     ):
         print(checkpoint.log, end="", file=file)
-        for epoch in epochs(setup, recipe, first=done + 1, log=log, tick=bar.tick):
+        for epoch in epochs(setup, recipe, first=done + 1, log=log, tick=tick):
             now, logits = time.perf_counter(), epoch.logits
             row = _row_of(epoch, len(setup.test_loader.dataset), now - last)
             print(log.getvalue(), end="", file=file, flush=True)
@@ -229,7 +229,7 @@ def train(setup, checkpoint, run, screen, tensorboard=False):
             log.seek(log.truncate(0))
             checkpoint.history.append(row)
             follow(row)
-            bar.show(row)
+            show(row)
             checkpoint.save(setup, now - begun)
             last = time.perf_counter()  # the next epoch does not pay for this checkpoint
         if setup.shared:

@@ -29,6 +29,9 @@ def fault():
     """What keeps the program from starting, in one line with the command that helps; None if nothing does."""
     if sys.version_info < OLDEST:
         return f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed, this is {sys.version.split()[0]}"
+    epoch = os.environ.get("SOURCE_DATE_EPOCH") or "0"  # NumPy reads it too, as it is imported
+    if not re.match(r"[0-9]{1,11}$", epoch):
+        return f"SOURCE_DATE_EPOCH={epoch!r} is not a number of seconds: unset it"
     missing = missing_packages()
     if not missing:
         return None

@@ -4,12 +4,13 @@ import hashlib
 from pathlib import Path
 
 from lab.bundle import bundle_names
+from lab.errors import check_packages
 from lab.files import sha256, write_whole
 from lab.record import is_as_written, write_record, write_tables
 from report.answers import check_answers
 from report.fonts import missing_letters
 from report.latex import check_latex, write_latex
-from report.notebook import check_finished, check_notebook, write_notebook
+from report.notebook import check_finished, write_notebook
 from report.page import TEMPLATES
 from report.render import check_renderer, render_report
 from report.submission import assemble_submission, submission_of
@@ -34,7 +35,7 @@ def check_report(answers, latex, notebook):
     if latex:
         check_latex(answers)
     if notebook:
-        check_notebook()
+        check_packages("--notebook", ("jupytext", "nbclient", "ipykernel"), " (80 MB)")
 
 
 def write_code(record, folder):

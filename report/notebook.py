@@ -15,18 +15,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from lab.bundle import bundle_names, file_name
-from lab.errors import InputError, check_packages
+from lab.errors import InputError
 from lab.files import place, write_whole
 from lab.record import is_as_written
 from report.submission import assemble_cells, assemble_submission, submission_of
 
-PACKAGES = ("jupytext", "nbclient", "ipykernel")
 START_SECONDS = 300  # for the kernel, on a busy machine
-
-
-def check_notebook():
-    """InputError if a package that only --notebook needs is missing."""
-    check_packages("--notebook", PACKAGES, " (80 MB)")
 
 
 def check_finished(record, folder):

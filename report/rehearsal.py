@@ -1,29 +1,23 @@
 """Answers in a process of its own, with limits: a student's template may loop for ever or fill the memory.
 
-    python -m report.rehearsal < request.json      {"folder": ..., "record": ... or null}
-
-prints {"texts": {question: text}} or {"error": line}. Without a record the answers are tried on a made-up
-one, so that a fault shows before the training and not after it.
+Without a record the answers are tried on a made-up one, so that a fault shows before the training and not
+after it.
 """
 
-import contextlib
 import dataclasses
-import json
-import subprocess
-import sys
+import multiprocessing
 import types
 import typing
 from pathlib import Path
 
-import msgspec
-
 from lab.errors import InputError
 from lab.findings import Findings
+from lab.machine import apart
 from lab.record import Record
 
-ROOT = Path(__file__).parent.parent
 SECONDS = 30
-MEMORY = 2 * 2**30  # bytes of address space, where the system can limit it
+# Bytes of address space, where the system can limit it; and seconds, where nobody is left to end it.
+LIMITS = {"RLIMIT_AS": 2 * 2**30, "RLIMIT_CPU": 2 * SECONDS}
 CLASSES = ["a", "b"]
 
 
@@ -59,49 +53,25 @@ def ask(folder, record):
 
     InputError for what is wrong with them, and where they take too long or too much memory.
     """
-    # Whole: the process begins in a folder of its own.
-    request = {"folder": str(Path(folder).resolve()), "record": record and msgspec.to_builtins(record)}
-    answer = _in_child(request)
-    if "error" in answer:
-        raise InputError(answer["error"])
-    return answer["texts"]
-
-
-def _in_child(request):
-    """What `fill` returns, from a process with limits. InputError where it ends at one."""
-    where, shorten = f"--answers {request['folder']}", "shorten their loops and formulas"
+    where, shorten = f"--answers {folder}", "shorten their loops and formulas"
+    # A fresh process: a copy of this one would hold its memory, and PyTorch's threads as they stand.
+    context = multiprocessing.get_context("spawn")
     try:
-        process = subprocess.run(
-            [sys.executable, "-m", "report.rehearsal"],
-            cwd=ROOT, input=json.dumps(request), timeout=SECONDS, capture_output=True, encoding="utf-8",
-        )  # fmt: skip
-        return json.loads(process.stdout)
-    except subprocess.TimeoutExpired:
+        texts, fault = apart(context, fill, Path(folder), record, seconds=SECONDS, limits=LIMITS)
+    except TimeoutError:
         raise InputError(f"{where}: filling them in takes over {SECONDS} s: {shorten}") from None
-    except ValueError:  # it was ended by the system, or ran out of memory
+    except EOFError:  # it was ended by the system, or ran out of memory
         raise InputError(f"{where}: they need too much memory, or nest too deep: {shorten}") from None
+    if fault:
+        raise InputError(fault)
+    return texts
 
 
-def fill(request):
-    """The answer to a request, as above."""
+def fill(folder, record):
+    """({question id: text}, None), or (None, what is wrong with the answers)."""
     from report import answers
 
-    tried = request["record"] is None
-    record = example_record() if tried else msgspec.convert(request["record"], Record)
     try:
-        return {"texts": answers.fill_in(record, Path(request["folder"]), tried)}
+        return answers.fill_in(record or example_record(), folder, tried=record is None), None
     except InputError as error:
-        return {"error": str(error)}
-
-
-def main():
-    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such limit
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CPU, (2 * SECONDS, 2 * SECONDS))  # where nobody is left to end it
-    print(json.dumps(fill(json.load(sys.stdin))))
-
-
-if __name__ == "__main__":
-    main()
+        return None, str(error)

@@ -11,6 +11,7 @@ import platform
 import re
 import warnings
 from collections import Counter
+from pathlib import Path
 from urllib.parse import unquote
 
 from lab.errors import InputError
@@ -112,11 +113,10 @@ def number(page, names):
     return re.sub(r'<a href="#([\w-]+)"></a>', reference, page)
 
 
-@contextlib.contextmanager
-def _reading(path):
-    """InputError where the block cannot read this file of the run folder."""
+def _read(path, how=Path.read_bytes):
+    """A file of the run folder, by default its bytes. InputError if it cannot be read."""
     try:
-        yield
+        return how(path)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path} ({error}): run again with --force") from None
 
@@ -125,19 +125,7 @@ def read_arrays(record, run):
     """{name: array} of what the figures on the inside of the model are drawn from. InputError if gone."""
     import numpy as np
 
-    path = run / record.shown.arrays
-    with _reading(path), np.load(path, allow_pickle=False) as file:
-        return dict(file)
-
-
-def _log(run):
-    with _reading(run / "training.log"):
-        return (run / "training.log").read_bytes()
-
-
-def _picture(path):
-    with _reading(path):
-        return data_url(path.read_bytes(), "image/jpeg")
+    return _read(run / record.shown.arrays, lambda path: dict(np.load(path, allow_pickle=False)))
 
 
 def document_date(record):
@@ -145,10 +133,7 @@ def document_date(record):
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     if not epoch:
         return record.date
-    try:
-        return datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc).isoformat()
-    except (ValueError, OverflowError, OSError):
-        raise InputError(f"SOURCE_DATE_EPOCH={epoch!r} is not a number of seconds: unset it") from None
+    return datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc).isoformat()
 
 
 def draw_figures(record, run):
@@ -186,9 +171,9 @@ def fill_page(record, run, texts, drawings):
 
     environment = templates(autoescape=True)
     environment.filters.update(answers.FILTERS)
-    log = _log(run).decode()
+    log = _read(run / "training.log").decode()
     pictures = {
-        name: [(entry, _picture(run / entry.picture)) for entry in getattr(record.shown, name)]
+        name: [(e, data_url(_read(run / e.picture), "image/jpeg")) for e in getattr(record.shown, name)]
         for name in ("examples", "mistakes", "train_samples", "test_samples")
     }
     return environment.get_template("report.html.j2").render(
@@ -242,7 +227,7 @@ def carried(record, run, texts):
     files = {name: digest for name, digest in record.files.items() if not name.endswith(".pdf")}
     found = {
         "record.json": as_json(dataclasses.replace(record, files=files)).encode(),
-        "training.log": _log(run),
+        "training.log": _read(run / "training.log"),
     }
     for key, (path, text) in answers.own_answers(record, texts).items():
         found[f"answers/{key}{answers.FILLED}"] = text.encode()

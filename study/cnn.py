@@ -10,6 +10,8 @@ from torchvision.models.resnet import BasicBlock, resnet18
 import train
 from lab.training import DTYPES
 
+FAST = torch.channels_last  # the layout in which convolutions are 1.2 to 1.4 times as fast
+
 
 class CNN(nn.Module):
     """A small residual network: images (b, channels, height, width) -> logits (b, num_classes).
@@ -48,7 +50,7 @@ class CNN(nn.Module):
 def make_cnn(recipe, num_classes):
     """The CNN for a recipe's images, its weights drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
-    return _fast(CNN(num_classes=num_classes, channels=recipe.channels))
+    return CNN(num_classes=num_classes, channels=recipe.channels).to(memory_format=FAST)
 
 
 def make_resnet18(recipe, num_classes):
@@ -58,12 +60,7 @@ def make_resnet18(recipe, num_classes):
     if recipe.channels != 3:
         model.conv1 = nn.Conv2d(recipe.channels, 64, 7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    return _fast(model)
-
-
-def _fast(model):
-    """In the layout in which convolutions are 1.2 to 1.4 times as fast."""
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=FAST)
 
 
 MAKERS = {"vit": train.make_model, "cnn": make_cnn, "resnet18": make_resnet18}

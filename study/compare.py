@@ -50,13 +50,17 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRun(Run):
-    """A network trained on a share (percent) of the training split. Seconds are those of training alone."""
+    """A network trained on a share (percent) of the training split. Seconds are those of training alone.
+
+    `values`: what is tried in a tuning, which scores a validation part of the training split.
+    """
 
     model: str
     share: float
     seed: int
     threads: int
     equal: str
+    values: dict[str, Value] | None = None
     epochs: int | None = None
     train_images: int | None = None
     parameters: int | None = None
@@ -93,18 +97,8 @@ def share_of(split, percent, seed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuningRun(Run):
-    model: str
-    values: dict[str, Value]
-    epochs: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuningResults(Results):
-    command: ClassVar[str] = "python -m study compare"
+class TuningResults(ComparisonResults):
     what: str = "learning rate and mixup of each network, errors on a validation part of the training split"
-    recipe: dict[str, Value]
-    rows: dict[str, TuningRun] = field(default_factory=dict)
 
 
 def check(networks, shares):
@@ -172,22 +166,6 @@ def train_network(where, split, held_out, recipe, name, equal):
     return setup, epoch, history
 
 
-def tune_one(where, recipe, name, values):
-    """Train a network on a share of a part of the training split and score it on the rest: a TuningRun."""
-    from study import runs
-
-    rest, held_out = runs.fold_of(runs.cached_images(where, recipe).train, TUNED_FOLDS, 0)
-    part = share_of(rest, TUNED_SHARE, recipe.seed)
-    recipe = dataclasses.replace(with_steps_of(recipe, len(rest), len(part)), **values)
-    about = {"model": name, "values": values}
-    try:
-        setup, epoch, history = train_network(where, part, held_out, recipe, name, "time")
-    except runs.FAULTS as error:
-        return TuningRun(**about, failed=runs.reason_of(error))
-    scores, seconds = runs.scores_of(epoch, held_out), history[-1].seconds
-    return TuningRun(**about, **scores, epochs=epoch.number, seconds=seconds, precision=setup.precision)
-
-
 def tune(where, recipe, networks, output, say=print):
     """Try GRID for each network, in the time of the ViT -> {network: its best values}, of all in `output`."""
     about = where.about(recipe, vit="vit" in networks)
@@ -197,7 +175,7 @@ def tune(where, recipe, networks, output, say=print):
         for rate, mixup in GRID:
             values = values_of(name, recipe, rate, mixup)
             key = f"{name} | " + ", ".join(f"{key} {value:g}" for key, value in values.items())
-            work[key] = partial(tune_one, where, recipe, name, values)
+            work[key] = partial(run_one, where, recipe, name, TUNED_SHARE, "time", values)
     rows = [row for row in run_study(work, output, about, say).rows.values() if not row.failed]
     best = {}  # also of networks that an earlier call tuned
     for row in sorted(rows, key=lambda row: (row.errors, row.loss)):
@@ -205,17 +183,19 @@ def tune(where, recipe, networks, output, say=print):
     return best
 
 
-def run_one(where, recipe, name, share, equal="steps"):
+def run_one(where, recipe, name, share, equal="steps", values=None):
     """Train the network called `name` on a share of the training split, scoring the test split after each
-    epoch: a ComparisonRun."""
+    epoch: a ComparisonRun. With `values`, a tuning's: on a share of one part, scoring the rest."""
     from study import cnn, runs  # imports PyTorch
 
-    about = {
-        "model": name, "share": share, "seed": recipe.seed, "threads": where.threads, "equal": equal
-    }  # fmt: skip
+    about = {"model": name, "share": share, "seed": recipe.seed, "threads": where.threads}
+    about |= {"equal": equal, "values": values}
     images = runs.cached_images(where, recipe)
-    split, test = share_of(images.train, share, recipe.seed), images.test
-    recipe = with_steps_of(recipe, len(images.train), len(split))
+    whole, test = images.train, images.test
+    if values:
+        whole, test = runs.fold_of(images.train, TUNED_FOLDS, 0)
+    split = share_of(whole, share, recipe.seed)
+    recipe = dataclasses.replace(with_steps_of(recipe, len(whole), len(split)), **values or {})
     try:
         setup, epoch, history = train_network(where, split, test, recipe, name, equal)
     except runs.FAULTS as error:

@@ -12,7 +12,6 @@ from pathlib import Path
 from lab.errors import InputError
 from lab.files import take_lock
 from lab.findings import Findings
-from lab.limits import LIMITS
 from lab.options import FRESH
 from lab.record import NamedRecipe
 from study import compare
@@ -52,64 +51,45 @@ def new_start(options, precision, screen):
     """The lab.checkpoint.Start of a new run: its recipe, the best one found if a search is asked for, and the
     studies that its report shows."""
     from lab.checkpoint import Start  # imports PyTorch
-    from lab.intake import default_source
 
     with screen.stage("Studies") if options.makes_studies else contextlib.nullcontext():
-        recipe, found = make_studies(
-            options.folder.with_name(f"{options.student_id}-studies"),
-            options.data or default_source() or "demo",
-            options.recipe,
-            options.settings,
-            budget=(options.budget or "10m") if options.study else None,
-            diary=options.diary,
-            comparison=options.compare,
-            device=options.device,
-            precision=options.precision,
-            limits=options.limits,
-            choices=options.choices,
-            free=options.free,
-            say=screen.say,
-        )
+        recipe, found = make_studies(options, precision, screen.say)
     searched = found.search is not None
     name = "search" if searched and found.search.best.changed else options.recipe_name
     free = () if searched else options.free  # what was found stands
     return Start(NamedRecipe(name, recipe), found, precision, options.name, options.choices, sorted(free))
 
 
-def make_studies(
-    folder, source, recipe, settings, *,
-    budget=None, diary=None, comparison=None, device="auto", precision="auto", limits=LIMITS, choices=None,
-    free=frozenset(), say=print,
-):  # fmt: skip
-    """Make the studies that are asked for, in `folder`, going on with what lies there -> (recipe, Findings).
-
-    source: zip or folder; recipe: the run's; settings: (name, value) pairs of it that a search keeps;
-    budget: of the search, a text, or None for none; diary, comparison: FRESH, a results file, or None; free:
-    names of hyperparameters to be fitted to the images. The recipe is the best one found where a search was
-    made. InputError also where another run is at it.
+def make_studies(options, precision, say):
+    """Make the studies that are asked for, in a folder beside the bundle's, going on with what lies there
+    -> (recipe, Findings). The recipe is the best one found where a search was made. InputError also where
+    another run is at it.
     """
     # Files that cannot be read and a budget that is none are found before any work.
-    found = load_findings(*(None if path == FRESH else path for path in (diary, comparison)))
-    if not (budget or FRESH in (diary, comparison)):
+    found = load_findings(*(None if path == FRESH else path for path in (options.diary, options.compare)))
+    recipe, folder = options.recipe, options.folder.with_name(f"{options.student_id}-studies")
+    if not options.makes_studies:
         return recipe, found
-    if budget:
+    if options.study:
         from study.search import parse_budget  # imports Optuna
 
-        budget = parse_budget(budget)
+        budget = parse_budget(options.budget or "10m")
+    from lab.intake import default_source
     from lab.machine import choose_device, usable_cores  # imports PyTorch
     from study.runs import Where, fit
 
+    source, device = options.data or default_source() or "demo", options.device
     jobs = 1 if choose_device(device).type == "cuda" else min(4, usable_cores())
-    where = Where(source, device, precision, limits, jobs, choices)
+    where = Where(source, device, precision, options.limits, jobs, options.choices)
     with take_lock(folder / "lock", f"another run makes studies in {folder}: wait for it"):
-        recipe = fit(where, recipe, free)
-        if budget:
-            recipe, found.search = _search(folder, where, recipe, settings, budget, say)
-        if diary == FRESH:
+        recipe = fit(where, recipe, options.free)
+        if options.study:
+            recipe, found.search = _search(folder, where, recipe, options.settings, budget, say)
+        if options.diary == FRESH:
             say("ablation diary: Ctrl-C stops it, and the same command goes on")
             plan, output = diaries.load_plan(DIARY_PLAN, recipe), folder / "diary.json"
             found.diary = diaries.keep_diary(where, plan, "run", FOLDS, output, say)
-        if comparison == FRESH:
+        if options.compare == FRESH:
             say("ViT beside a CNN: Ctrl-C stops it, and the same command goes on")
             short = dataclasses.replace(recipe, epochs=min(recipe.epochs, COMPARED_EPOCHS))
             networks, output = ("vit", "cnn"), folder / "comparison.json"

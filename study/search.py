@@ -29,7 +29,7 @@ from optuna.trial import TrialState
 
 from lab import findings, intake, training
 from lab.console import clock
-from lab.errors import InputError
+from lab.errors import InputError, said
 from lab.files import write_whole
 from lab.findings import StudyData, StudyMachine, Trial
 from lab.record import Machine, as_json
@@ -158,11 +158,6 @@ class Objective:
 # The study.
 
 
-def first_line(error):
-    """What an error of a storage says, shortly: the database's own words where Optuna wraps them."""
-    return str(error.__cause__ or error).strip().splitlines()[0]
-
-
 def open_storage(storage):
     """Optuna's storage at a URL (a database), a path ending in .journal (a journal file), or another path
     (SQLite). InputError if it cannot be used."""
@@ -206,7 +201,8 @@ def _open_database(url, **options):
         except Exception as error:
             # Processes that start together all find an empty database and make the same tables.
             if attempt == 3 or isinstance(error, (ImportError, ValueError)):
-                raise InputError(f"cannot open the study's database: {first_line(error)}") from None
+                why = said(error.__cause__ or error)  # the database's own words, where Optuna wraps them
+                raise InputError(f"cannot open the study's database: {why}") from None
             time.sleep(1 + attempt)
 
 
@@ -442,7 +438,7 @@ def search(where, base, fixed, folds, fold, budget, output, *, storage=None, say
         finally:
             found = write_results(output, study, base, settings, space, machine)
     except (OSError, RuntimeError, StorageInternalError) as error:
-        reason = f"the study's storage failed ({first_line(error)})"
+        reason = f"the study's storage failed ({said(error.__cause__ or error)})"
         raise InputError(f"{reason}: the same command goes on") from None
     if not found:
         raise InputError(f"no trial of the search succeeded: {output} says why; a larger budget tries more")

@@ -10,13 +10,13 @@ from lab.findings import Findings
 from report import answers, rehearsal
 from verify.pages import carried_files, open_pdf
 
-IN_CHILD = rehearsal._in_child  # before the tests' own takes its place
+APART = rehearsal.apart  # before the tests' own takes its place
 
 
 @pytest.fixture
 def limits(monkeypatch):
     """The process with its limits, shorter."""
-    monkeypatch.setattr(rehearsal, "_in_child", IN_CHILD)
+    monkeypatch.setattr(rehearsal, "apart", APART)
     monkeypatch.setattr(rehearsal, "SECONDS", 8)
 
 
@@ -118,7 +118,7 @@ def test_an_own_answer_is_used_from_any_folder_and_kept_when_the_report_is_drawn
 ):
     """In a process of its own, as for a user: a folder that is named from where the user stands."""
     made = bundle.copy_to(tmp_path)
-    monkeypatch.setattr(rehearsal, "_in_child", IN_CHILD)
+    monkeypatch.setattr(rehearsal, "apart", APART)
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "mine", "My own words: {{ results.accuracy | percent }}.")
     assert call(*made.args, "--report-only", "--answers", "mine", "--quiet") == 0

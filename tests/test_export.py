@@ -13,6 +13,7 @@ from conftest import ROOT, call, refused, run_program
 from PIL import Image
 
 from lab import export
+from lab.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +69,13 @@ def test_the_readme_s_program_runs_without_pytorch(exported, tmp_path):
 
 
 def test_what_cannot_be_exported_is_told_in_a_line(copy, capsys, monkeypatch):
-    assert "--onnx 3: PyTorch can" in refused(capsys, *copy.args, "--report-only", "--onnx", "3")
+    with pytest.raises(InputError, match="--onnx 3: PyTorch can"):
+        export.write_onnx(copy.folder, "0812345", 3)
     assert "--onnx 0: an opset is" in refused(capsys, *copy.args, "--report-only", "--onnx", "0")
     with monkeypatch.context() as patch:
         patch.setattr(export, "NEAR", -1.0)
-        assert "not written" in refused(capsys, *copy.args, "--report-only", "--onnx")
+        with pytest.raises(InputError, match="not written"):
+            export.write_onnx(copy.folder, "0812345", 18)
     assert not list(copy.folder.glob("*.onnx"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     said = refused(capsys, *copy.args, "--report-only", "--onnx")

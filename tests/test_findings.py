@@ -12,7 +12,7 @@ from test_compare import in_this_process  # noqa: F401, a fixture
 import run
 from lab.errors import InputError
 from lab.limits import Limits
-from lab.options import FRESH
+from lab.options import FRESH, parse_options
 from lab.recipe import load_recipe, parse_setting
 from lab.record import as_json
 from study import findings
@@ -132,15 +132,22 @@ def test_studies_within_the_run_are_made_with_its_recipe_device_precision_and_li
     monkeypatch.setattr(findings, "FOLDS", 2)
     monkeypatch.setattr(findings, "COMPARED_EPOCHS", 2)
     recipe = dataclasses.replace(load_recipe("default", map(parse_setting, TINY)), split_seed=7)
-    said, folder = [], tmp_path / "s"
-    asked = {"diary": FRESH, "comparison": FRESH, "device": "cpu", "precision": "fp32", "say": said.append}
-    settings = [(name, value) for name, value in recipe.as_dict().items() if name != "crop"]
-    with pytest.raises(InputError, match="more than 9: if that is right, add --limit images=30"):
-        findings.make_studies(folder, source, recipe, [], budget="1", limits=Limits(images=9), **asked)
-    with pytest.raises(InputError, match="--device mps: PyTorch finds none here"):
-        findings.make_studies(folder, source, recipe, [], **asked | {"device": "mps"})
+    said, folder = [], tmp_path / "s-studies"
+    asked = dataclasses.replace(
+        parse_options(["--student-id", "s", "--output-dir", str(tmp_path)]),
+        data=source, recipe=recipe, free=frozenset(), study=True, budget="1", diary=FRESH, compare=FRESH,
+        device="cpu", settings=tuple(item for item in recipe.as_dict().items() if item[0] != "crop"),
+    )  # fmt: skip
 
-    better, found = findings.make_studies(folder, source, recipe, settings, budget="1", **asked)
+    def make(**changes):
+        return findings.make_studies(dataclasses.replace(asked, **changes), "fp32", said.append)
+
+    with pytest.raises(InputError, match="more than 9: if that is right, add --limit images=30"):
+        make(limits=Limits(images=9))
+    with pytest.raises(InputError, match="--device mps: PyTorch finds none here"):
+        make(device="mps")
+
+    better, found = make()
     assert better == recipe  # the one trial is the recipe itself
     assert all(study.fresh for study in (found.search, found.diary, found.comparison))
     for name in ("search", "diary", "comparison"):
@@ -157,15 +164,16 @@ def test_studies_within_the_run_are_made_with_its_recipe_device_precision_and_li
     assert [row.equal for row in found.comparison.rows] == ["steps", "steps", "time"]
     assert found.comparison.recipe["epochs"] == 2
     assert not [line for line in said if "--" in line]  # no flag of another command
-    _, again = findings.make_studies(folder, source, recipe, settings, budget="1", **asked)
+    _, again = make()
     assert (again.diary, again.comparison) == (found.diary, found.comparison)  # nothing was run again
     assert again.search.seconds == found.search.seconds
 
 
 def test_two_runs_do_not_write_the_same_studies(tmp_path):
-    (tmp_path / "s").mkdir()
+    (tmp_path / "s-studies").mkdir()
+    asked = ["--student-id", "s", "--output-dir", str(tmp_path), "--data", "d.zip", "--study"]
     with (
-        filelock.FileLock(tmp_path / "s" / "lock"),
+        filelock.FileLock(tmp_path / "s-studies" / "lock"),
         pytest.raises(InputError, match="another run makes studies"),
     ):
-        findings.make_studies(tmp_path / "s", "d.zip", load_recipe("default"), [], budget="1")
+        findings.make_studies(parse_options(asked), "fp32", print)

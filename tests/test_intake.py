@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import ROOT, call, refused, striped, zip_folder
+from conftest import ROOT, call, make_folder, refused, striped, zip_folder
 from PIL import Image
 
 import data
@@ -546,6 +546,12 @@ def test_deflate64_split_zips_and_single_images_are_named(tmp_path):
         check(path)
     with pytest.raises(InputError, match="is one image: name the folder"):
         check(tmp_path / "d" / "a" / "a_0.png")
+    huge = b"\x89PNG\r\n\x1a\n"  # of 900 million pixels, which Pillow does not open
+    for chunk in (b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0), b"IDAT"):
+        huge += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "huge.png").write_bytes(huge)
+    with pytest.raises(InputError, match="is one image: name the folder"):
+        check(tmp_path / "huge.png")
 
 
 def test_git_lfs_pointers_are_named(tmp_path):
@@ -738,6 +744,16 @@ def test_versions_and_near_copies_stay_on_one_side(tmp_path):
     assert (versions.groups, versions.images) == (20, 60)
     assert "near copies" in near.reason and near.groups == 3
     assert images.facts.from_split
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [(("kos01", "kos02"), True), (("batch 1", "batch 2"), True), (("1", "2"), False), ("ab", False)],
+)
+def test_folders_that_only_a_number_tells_apart_are_asked_about(tmp_path, names, told):
+    make_folder(tmp_path / "d", dict.fromkeys(names, 4))
+    notes = " ".join(intake.load_images(tmp_path / "d", RECIPE).facts.notes)
+    assert ("differ in a number alone: if these are batches or parts" in notes) is told
 
 
 def test_augmented_pictures_stay_with_what_they_were_made_from(tmp_path):

@@ -371,7 +371,7 @@ def test_a_new_run_takes_the_old_latex_folder_away(tmp_path):
     folder = tmp_path / "1"
     (folder / "latex").mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
-    with staged(folder, "1"):
+    with staged(folder):
         pass
     assert {path.name for path in folder.iterdir()} == {"run", "notes.txt"}
 

@@ -220,7 +220,7 @@ def test_a_notebook_of_other_weights_does_not_stay(tmp_path, capsys):
     (folder / NAME).write_text("of the old run")
     said = refused(capsys, "--student-id", "0812345", "--output-dir", tmp_path)
     assert "already holds 0812345_Lab8_Homework.ipynb: add --force" in said
-    with output.staged(folder, "0812345"):
+    with output.staged(folder):
         pass
     assert not (folder / NAME).exists()
 

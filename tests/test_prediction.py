@@ -99,10 +99,12 @@ def test_what_cannot_be_read_is_listed_and_stops_nothing(copy, pictures, capsys)
 
 
 def test_where_nothing_can_be_read_the_table_of_before_stays(copy, pictures, tmp_path, capsys):
-    predict(copy, pictures)
-    table = copy.folder / "predictions" / "predictions.csv"
-    before = table.read_text()
     (tmp_path / "empty.jpg").touch()
+    table = copy.folder / "predictions" / "predictions.csv"
+    assert "empty.jpg (" in refused(capsys, *copy.args, "--predict", tmp_path / "empty.jpg")
+    assert not table.parent.exists()
+    predict(copy, pictures)
+    before = table.read_text()
     assert "empty.jpg (" in refused(capsys, *copy.args, "--predict", tmp_path / "empty.jpg")
     assert table.read_text() == before
 

@@ -440,25 +440,30 @@ ABOUT = {
 }
 
 
+SCORED = {"runs": 4, "failed": 0, "accuracy": 0.9, "sd": 0.01, "seconds": 9.0}
+
+
+def ahead_by(difference, low, high):
+    return {"difference": difference, "low": low, "high": high, "within_noise": low <= 0 <= high}
+
+
 def diary_of(*effects, **more):
     """A diary of rows (name, value, difference, low, high), in shares."""
-    rows = [
-        DiaryRow(name, value, 4, 0, 0.9, 0.01, 9.0, difference, low, high, low <= 0 <= high)
-        for name, value, difference, low, high in effects
-    ]
+    rows = [DiaryRow(name=name, value=value, **ahead_by(*ahead), **SCORED) for name, value, *ahead in effects]
     recipe = dataclasses.asdict(Recipe()) | {"epochs": 15}
-    start = DiaryStart(runs=4, failed=0, images=100, accuracy=0.94, sd=0.01, seconds=9.0)
+    start = DiaryStart(images=100, **SCORED | {"accuracy": 0.94})
     return Diary(name="default", recipe=recipe, folds=4, start=start, rows=rows, **ABOUT, **more)
 
 
 def comparison_of(*differences, **more):
     """A comparison of the ViT with a CNN: (training images, difference, low, high) for each share."""
     rows = []
-    for share, (images, difference, low, high) in zip((100, 10), differences):
+    size = {"parameters": 40_000, "mult_adds": 2_000_000, "inference_rate": 900.0}
+    for share, (images, *ahead) in zip((100, 10), differences):
         for model, pairs in (("vit", 0), ("cnn", 3)):
-            ahead = (difference, low, high, low <= 0 <= high) if pairs else (None, None, None, None)
-            measured = (images, 0.9, 0.01, 40_000, 2_000_000, 8.0, 900.0, pairs)
-            rows.append(ComparisonRow(model, share, "steps", 3, 0, *measured, *ahead))
+            about = {"model": model, "share": share, "equal": "steps", "train_images": images, "pairs": pairs}
+            compared = ahead_by(*ahead) if pairs else dict.fromkeys(ahead_by(*ahead))
+            rows.append(ComparisonRow(**about, **size, **SCORED, **compared))
     recipe = dataclasses.asdict(Recipe()) | {"epochs": 15}
     return Comparison(recipe=recipe, tuned={}, rows=rows, **ABOUT, **more)
 
@@ -757,9 +762,6 @@ def test_the_same_record_gives_the_same_bytes(record, bundle, monkeypatch):
     assert page == (bundle.run / "report.html").read_text(encoding="utf-8")
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     assert render.document_date(record) == "2023-11-14T22:13:20+00:00"
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "soon")
-    with pytest.raises(InputError, match="SOURCE_DATE_EPOCH='soon' is not a number"):
-        render.document_date(record)
 
 
 def test_chinese_names_stand_in_the_pdf_as_text_and_nothing_warns(record, bundle, caplog, recwarn):

@@ -90,7 +90,7 @@ def test_a_checkpoint_holds_no_code_and_damage_is_one_line(folder, tmp_path):
         content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
     ):
         path.write_bytes(other)
-        with pytest.raises(InputError, match=r"is damaged .*: run without --resume"):
+        with pytest.raises(InputError, match=r"cannot go on from .*: run without --resume"):
             checkpoint.Checkpoint.load(path)
 
 
@@ -181,7 +181,7 @@ def test_whenever_publishing_is_cut_the_old_or_the_new_bundle_is_whole(tmp_path,
         return called
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Cut):
-        with bundle.staged(folder, "9") as staging:
+        with bundle.staged(folder) as staging:
             for name in bundle.bundle_names("9"):
                 (staging.folder / name).write_text("new")
             staging.checkpoint.write_text("state")
@@ -193,7 +193,7 @@ def test_whenever_publishing_is_cut_the_old_or_the_new_bundle_is_whole(tmp_path,
         raise Cut  # it was done before that moment
 
     # The next run starts, and fails before it has anything.
-    with pytest.raises(InputError), bundle.staged(folder, "9"):
+    with pytest.raises(InputError), bundle.staged(folder):
         raise InputError("no")
     assert texts_in(folder) in ({"old"}, {"new"})
     assert (folder / "notes.txt").read_text() == "the student's own"
@@ -270,12 +270,12 @@ def test_whenever_drawing_again_is_cut_the_old_or_the_new_bundle_is_whole(
         ):
             for name in names:
                 setattr(owner, name, cutting(getattr(owner, name)))
-        with bundle.redrawn(folder, "9") as copy:
+        with bundle.redrawn(folder) as copy:
             for name in bundle.bundle_names("9"):
                 write_whole(copy / name, "new")
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    with bundle.redrawn(folder, "9") as copy:  # the next one starts, and finds it whole
+    with bundle.redrawn(folder) as copy:  # the next one starts, and finds it whole
         texts = texts_in(copy)
         assert (copy / "run" / "dataset_split" / "a.png").read_text() == "image"
     assert texts == texts_in(folder) == ({"new"} if code == 0 else texts)
@@ -337,7 +337,7 @@ def test_a_bundle_is_on_the_disk_before_it_is_put_in_place(tmp_path, monkeypatch
     done, rename = [], Path.rename
     monkeypatch.setattr(bundle, "to_disk", lambda path: done.append(path.name))
     monkeypatch.setattr(Path, "rename", lambda a, b: done.append("rename") or rename(a, b))
-    with bundle.staged(tmp_path / "9", "9") as staging:
+    with bundle.staged(tmp_path / "9") as staging:
         finished(staging.folder / "made", "new")
         for path in (staging.folder / "made").iterdir():
             path.replace(staging.folder / path.name) if path.is_file() else None
@@ -349,7 +349,7 @@ def test_a_bundle_is_on_the_disk_before_it_is_put_in_place(tmp_path, monkeypatch
 
 def test_a_second_run_of_the_same_id_is_refused_while_the_first_works(folder, tmp_path, capsys):
     new, ok = ["--data", folder, *TINY_ARGS], ["--output-dir", tmp_path, "--quiet", "--student-id"]
-    with bundle.staged(finished(tmp_path / "9", "old"), "9") as staging:
+    with bundle.staged(finished(tmp_path / "9", "old")) as staging:
         for args in ([*new, "--force"], ["--resume", "--force"], ["--report-only"]):
             assert "another run is writing" in refused(capsys, *args, *ok, "9")
         assert staging.run.is_dir()
@@ -368,7 +368,7 @@ def test_a_second_run_that_starts_during_the_publishing_leaves_the_bundle(
             done.append(refused(capsys, *args))
         remove(*old)
 
-    with bundle.staged(finished(tmp_path / "9", "old"), "9") as staging:
+    with bundle.staged(finished(tmp_path / "9", "old")) as staging:
         for name in bundle.bundle_names("9"):
             (staging.folder / name).write_text("new")
         monkeypatch.setattr(bundle, "_remove_old", meanwhile)

@@ -201,9 +201,9 @@ def test_who_imports_whom_is_as_docs_structure_says():
 
 @pytest.mark.parametrize(("epochs", "lines"), [(6, 6), (16, 8), (25, 9), (100, 10)])
 def test_where_nothing_is_redrawn_about_ten_epochs_are_told_the_last_among_them(epochs, lines, capsys):
-    with Screen(False, 0).training(epochs, 1) as bar:
+    with Screen(False, 0).training(epochs, 1) as (_, show):
         for epoch in range(1, epochs + 1):
-            bar.show(EpochRow(epoch, 0.1, 0.1, 0.5, 0.5, 0.5, 0.5, 1.0, 1.0))
+            show(EpochRow(epoch, 0.1, 0.1, 0.5, 0.5, 0.5, 0.5, 1.0, 1.0))
     said = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
     assert len(said) == lines and said[-1] == f"{epochs}/{epochs}"
 

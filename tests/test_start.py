@@ -46,6 +46,13 @@ def test_an_old_python_is_told_which_one_is_needed(monkeypatch):
     assert start.fault().startswith("Python 3.10 or newer is needed, this is 3.")
 
 
+@pytest.mark.parametrize("epoch", ["abc", "-1", "1e9", "9" * 20])
+def test_a_date_that_is_none_is_told_before_numpy_reads_it(epoch):
+    process = run_program("run.py", "--student-id", "1", cwd=ROOT, SOURCE_DATE_EPOCH=epoch)
+    assert process.returncode == 2
+    assert process.stderr == f"run.py: SOURCE_DATE_EPOCH={epoch!r} is not a number of seconds: unset it\n"
+
+
 @pytest.mark.parametrize("file", ["run.py", "lab/start.py", "lab/__init__.py"])
 def test_an_old_python_reads_the_files_that_tell_it_so(file):
     ast.parse((ROOT / file).read_text(), feature_version=(3, 6))

@@ -474,6 +474,8 @@ def test_a_damaged_checkpoint_is_one_line(splits, tmp_path, damage):
         path.unlink()
     else:
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(InputError, match=r"checkpoint\.pt is damaged \(.*\): run without --resume") as caught:
+    with pytest.raises(
+        InputError, match=r"go on from .*checkpoint\.pt \(.*\): run without --resume"
+    ) as caught:
         Checkpoint.load(path)
     assert "\n" not in str(caught.value)

@@ -1,9 +1,7 @@
 """One bundle: its figures computed anew with our model, its report drawn anew, no line of it run."""
 
-import contextlib
 import dataclasses
 import hashlib
-import os
 import pickle
 import re
 import shutil
@@ -24,7 +22,7 @@ from lab import inspection, intake
 from lab.bundle import KINDS, bundle_names, file_name
 from lab.errors import InputError, said, told
 from lab.files import place, sha256, write_whole
-from lab.machine import end_with_parent, give_back_memory
+from lab.machine import give_back_memory
 from lab.recipe import load_recipe
 from lab.record import SCHEMA, DataFacts, Record, Results, Shown
 from lab.scores import score
@@ -38,7 +36,6 @@ from verify.pages import PDF_BYTES, carried_files, compare_pages, open_pdf, put_
 
 HOLDS, EDITED = "holds", "holds, code edited"
 FAILED, OTHER_MODEL = "FAILED", "not evaluated: the model was changed"
-MEMORY = 8 * 2**30  # bytes of data of a process that checks a bundle
 BATCH = 32
 # Figures that another machine's rounding moves, and how far; all others follow from whole numbers.
 ROUNDED = {"loss", "ece", "confidence", "confidences", "mean", "least", "most", "even"}
@@ -363,16 +360,7 @@ def draw(record, run):
     return render_report(record, run, run / "answers")[0]
 
 
-def check_apart(pipe, bundle, work):
-    """In a process of its own, whose memory is bounded where the system can: send the Verdict."""
-    end_with_parent()
-    quiet = os.open(os.devnull, os.O_WRONLY)  # nothing that a library prints is shown
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
-    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows; already lower
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def check_apart(bundle, work):
+    """The Verdict on one bundle in a process of its own, which takes its share of the cores."""
     torch.set_num_threads(work.threads or torch.get_num_threads())
-    pipe.send(check(bundle, work))
+    return check(bundle, work)

@@ -2,10 +2,9 @@
 
 import ast
 import difflib
+import json
 import re
 from typing import NamedTuple
-
-import msgspec
 
 from lab.bundle import STUDENT_ID
 from lab.errors import InputError
@@ -28,15 +27,6 @@ class Code(NamedTuple):
     names: set  # of its functions and classes
 
 
-class _Cell(msgspec.Struct):
-    cell_type: str
-    source: str | list[str]
-
-
-class _Notebook(msgspec.Struct):
-    cells: list[_Cell]
-
-
 def read_bounded(path, most):
     """The bytes of a file. InputError where it has more than `most`."""
     if path.stat().st_size > most:
@@ -50,10 +40,10 @@ def read_text(path):
     content = read_bounded(path, NOTEBOOK_BYTES if notebook else CODE_BYTES)
     try:
         if notebook:
-            cells = msgspec.json.decode(content, type=_Notebook).cells
-            content = "\n".join("".join(c.source) for c in cells if c.cell_type == "code").encode()
+            cells = json.loads(content)["cells"]
+            content = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code").encode()
         text = content.decode("utf-8-sig").replace("\r\n", "\n")
-    except (ValueError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         kind = "notebook" if notebook else "UTF-8 text"
         raise InputError(f"the {path.suffix} is no {kind} ({type(error).__name__})") from None
     if text.count("\n") > MAX_LINES:

@@ -14,11 +14,12 @@ from lab.bundle import KINDS, file_name
 from lab.errors import InputError
 from lab.files import write_csv, write_whole
 from lab.limits import LIMITS
-from lab.machine import give_back_memory, usable_cores
+from lab.machine import apart, give_back_memory, usable_cores
 from verify.check import EDITED, FAILED, HOLDS, Verdict, Work, check, check_apart
 from verify.handed_in import Files, find_bundles, printable
 
 SECONDS = 600  # for one bundle
+LIMITED = {"RLIMIT_DATA": 8 * 2**30, "RLIMIT_CORE": 0}  # bytes
 ROOT = Path(__file__).parent.parent
 PRELOAD = ["verify.check", "weasyprint", "matplotlib.pyplot", "sklearn.metrics", "scipy.stats"]
 STYLES = {HOLDS: "green", EDITED: "yellow"}
@@ -38,23 +39,13 @@ def _processes():
 
 def check_in_process(bundle, work, context, seconds=SECONDS):
     """The Verdict on a bundle from a process of its own, which is ended after so many seconds."""
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=check_apart, args=(send, bundle, work), daemon=True)
-    process.start()
-    send.close()
     verdict = Verdict(bundle.student_id, bundle.place)
     try:
-        if receive.poll(seconds):
-            verdict = receive.recv()
-        else:
-            verdict.reasons.append(f"the check took longer than {seconds} s")
-    except EOFError:  # it ended without a word
-        process.join(10)
-        verdict.reasons.append(f"its files ended the check (exit code {process.exitcode})")
-    finally:
-        process.kill()
-        process.join()
-        receive.close()
+        return apart(context, check_apart, bundle, work, seconds=seconds, limits=LIMITED)
+    except TimeoutError:
+        verdict.reasons.append(f"the check took longer than {seconds} s")
+    except EOFError as error:  # it ended without a word
+        verdict.reasons.append(f"its files ended the check (exit code {error})")
     return verdict
 
 
