@@ -347,8 +347,10 @@ def unpack(archives, home, folder, limits):
             if depth == 3 or not inner or has_classes(folder):  # deeper ones stay, and are named as left out
                 return notes
             targets = _targets(inner, folder, folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder)
+        if isinstance(error, InputError) and str(folder) in str(error):  # of an archive that was inside
+            raise InputError(str(error).replace(str(folder), archives[0].name)) from None
         raise
 
 

@@ -64,6 +64,13 @@ def check_output(options):
     interrupted = _can_go_on(_beside(folder, "partial"))
     if interrupted and not options.resume and not options.force:
         raise InputError(f"{student_id} has an interrupted run: add --resume to go on with it, or --force")
+    record = folder / "run" / "record.json"
+    for name in FOLDERS:  # a run would put its own in the place of what is there
+        if (folder / name).exists() and not record.is_file():
+            raise InputError(
+                f"{folder / name} is not of this program, which would replace it: move it away, or name "
+                "another --output-dir"
+            )
     if not finished or options.force:
         return
     if options.resume and not interrupted:
@@ -78,11 +85,14 @@ CHECKPOINT = "checkpoint.pt"  # in the run folder, while a run is not finished
 
 
 def lock_folder(folder):
-    """The lock of an output folder, for this process alone. InputError if another process has it.
+    """The lock of an output folder, for this process alone. InputError if another process has it, or if the
+    folder is a link.
 
     The file lies beside the folder and stays: one inside would move with it, and a second process could
     take the lock of a folder that is just being put in place.
     """
+    if folder.is_symlink():  # what takes its place would take the link's
+        raise InputError(f"{folder} is a link: remove it, or name another --output-dir")
     busy = f"another run is writing {folder}: wait for it, or name another --output-dir"
     return take_lock(folder.parent / f".{folder.name}.lock", busy)
 

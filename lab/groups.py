@@ -141,7 +141,7 @@ def group_images(images, names, pixels, digests, pattern):
     together = [
         _kept(reason, pairs, _components(pairs, n), names) for reason, pairs in kinds.items() if pairs
     ]
-    if pattern and (alone := [i for i in rows if not pattern.search(names[i])]):
+    if pattern and (alone := [i for i in rows if of_user(i) is None]):
         notes.append(f"--group fits no part of {len(alone)} names (as {names[alone[0]]}): each stands alone")
     groups = _components([*known, *kinds.get(NEAR, [])], n)
     return [str(group) if digest else None for group, digest in zip(groups, digests)], together, notes

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -84,6 +85,8 @@ def open_source(path, run, limits=LIMITS):
             )
         return Source(unpacked, "folder", path.resolve().name, False, tuple(notes))
     if not path.is_file():
+        if re.match("https?:/", str(path)):
+            raise InputError(f"--data {path} is an address: download it, and name the file")
         raise InputError(f"--data {path}: there is no such zip or folder")
     archives.check_whole(path)
     notes = archives.unpack([path], path.parent, unpacked, limits)
@@ -176,6 +179,13 @@ class Grouping:
             )
         names = [path.relative_to(self.folder).as_posix() for path in paths]
         groups, self.together, self.notes = group_images(self.images, names, pixels, digests, self.pattern)
+        of_class = defaultdict(set)
+        for (label, _, _), group in zip(self.images, groups):
+            of_class[label].add(group)
+        if self.pattern and (whole := [label for label, some in of_class.items() if len(some - {None}) < 2]):
+            raise InputError(
+                f"--group puts all images of the class {whole[0]!r} into one group: it takes two"
+            )
         self.of_digest = dict(zip(digests, groups))
         # Whether equal digests alone, as the submitted code has them, give the same groups.
         self.plain = len(set(zip(groups, digests))) == len(set(groups)) == len(set(digests))

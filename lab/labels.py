@@ -33,6 +33,8 @@ def _read_rows(path):
         text, encoding = content.decode("utf-16", "replace"), None
     else:
         (text,), encoding = decode_names([content.removeprefix(codecs.BOM_UTF8)])
+    if text.lstrip()[:1] in ("{", "["):
+        raise InputError(f"{path} is JSON and no table: write the image and its label in each row of a CSV")
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise InputError(f"the table {path} is empty")

@@ -30,7 +30,12 @@ FORMATS = "BMP DIB GIF JPEG JPEG2000 PCX PNG PPM SGI TIFF WEBP AVIF QOI"
 Image.init()
 FORMATS = [name for name in FORMATS.split() if name in Image.OPEN]  # AVIF is not in every Pillow
 # No classes, where all files are called so.
-CAMERA = {"img", "image", "dsc", "dscn", "dscf", "pict", "photo", "frame", "screenshot", "scan"}
+CAMERA = {"img", "image", "dsc", "dscn", "dscf", "pict", "photo", "frame", "screenshot", "scan", "pxl", "dji"}
+CAMERA |= {"gopr", "mvimg", "vid", "video", "videoframe", "p", "cam", "camera", "whatsappimageat"}
+DATE = re.compile(r".*\d{4}\D?\d\d\D?\d\d.*")
+# A part of a ready-made split in the name of a class: test_ok, crackTrain.
+PART = r"(train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?|训练集?|测试集?|验证集?)"
+PART_NAME = re.compile(rf"(?i){PART}[ _.-]*(.*)|(.+)[ _.-]+{PART}")
 DEPTH = 64  # of folders in folders
 # Pictures for other programs. Some raw formats open as their small preview, which is worse than not at all.
 FOREIGN_IMAGES = re.compile(r"\.(hei[cf]|cr[23]|nef|arw|dng|orf|rw2|raf|raw|svg|eps|psd|ai|dcm|jxl)")
@@ -206,6 +211,7 @@ def find_masks(folder, paths):
         shared = sum(bool(MASK_NAME.fullmatch(p.stem)) or _has_twin(p, len(parts), called) for p in sample)
         if 2 * few >= len(sample) or 2 * shared > len(sample):
             masks |= dict.fromkeys(members, f"look like masks (in a folder {parts[-1]})")
+    masks |= _mask_folders(folder, [path for path in paths if path not in masks])
     pairs = [sorted(pair) for pair in twins.values() if len(pair) > 1]
     members = [path for pair in pairs for path in pair]
     with ThreadPoolExecutor() as pool:
@@ -218,6 +224,30 @@ def find_masks(folder, paths):
                 p: f"look like masks ({p.suffix} of few levels beside a {other} of the same name)"
                 for p in few
             }
+    return masks
+
+
+def _mask_folders(folder, paths):
+    """{path: reason} of images in a folder that is a folder of masks whatever its name: all are of few levels
+    and called as pictures of many levels in a folder beside it. Names that only number pictures, as those of
+    two classes may, count where the masks are another kind of file."""
+    by_home, masks = defaultdict(list), {}
+    for path in paths:
+        by_home[path.parent].append(path)
+    for home, members in by_home.items():
+        stems = {path.stem.lower() for path in members}
+        for other, pictures in by_home.items():
+            if other == home or other.parent != home.parent or home == Path():
+                continue
+            called = stems <= {path.stem.lower() for path in pictures}
+            named = {_word(stem) for stem in stems}.isdisjoint(CAMERA | {""})
+            if called and (named or {p.suffix for p in members}.isdisjoint({p.suffix for p in pictures})):
+                samples = (some[:: max(1, len(some) // 8)] for some in (members, pictures))
+                few, many = ([_has_few_levels(folder / path) for path in sample] for sample in samples)
+                if all(few) and not any(many):
+                    masks |= dict.fromkeys(
+                        members, f"look like masks (called as the pictures in {other.name})"
+                    )
     return masks
 
 
@@ -278,8 +308,28 @@ def _check_depth(folder, images, notes):
         )
 
 
-def _guesses(counts, words, in_folders, table):
+def _check_parts(labels, folder):
+    """InputError where classes are the same but for a part of a ready-made split in their names."""
+    classes = defaultdict(dict)  # what else a name says -> {part: the name}
+    for label in labels:
+        if found := PART_NAME.fullmatch(label):
+            part, rest = found[1] or found[4], found[2] or found[3] or ""
+            classes[rest.casefold()][part.casefold()] = label
+    for same in classes.values():
+        if len(same) > 1:
+            raise InputError(
+                f"{' and '.join(sorted(same.values()))} in {folder} are called as parts of a ready-made "
+                "split: put the images of each class in a folder of its name, below train and test, or name "
+                "a table with --labels"
+            )
+
+
+def _guesses(images, words, in_folders, table):
     """What was guessed about classes, with what says otherwise; as `_by_folders` has them."""
+    stems = defaultdict(set)
+    for label, _, path in images:
+        stems[label].add(path.stem.lower())
+    counts, (first, *others) = sorted(stems), stems.values()
     if table:
         yield f"{table.name} names images too; the folders are used, --labels {table} takes the table"
     if not in_folders:
@@ -291,10 +341,16 @@ def _guesses(counts, words, in_folders, table):
                 f"the folder {label!r} is taken for a class: if it is not, add --exclude "
                 f"'{glob.escape(label)}/*'"
             )
-    if len(words) == 1 and words != {""}:
+    shown = ", ".join(counts[:3])
+    if len(words) == 1 and (words != {""} or all(map(DATE.fullmatch, counts))):
         yield (
-            f"the classes {', '.join(sorted(counts)[:3])} differ in a number alone: if these are batches or "
+            f"the classes {shown} differ in a number alone: if these are batches or "
             "parts, name a table of the classes with --labels"
+        )
+    if all(stems == first for stems in others) and {_word(s) for s in first}.isdisjoint(CAMERA | {""}):
+        yield (
+            f"the classes {shown} hold pictures of the same names: if they are versions of the same ones, "
+            "name one folder with --data"
         )
 
 
@@ -316,7 +372,10 @@ def _by_folders(folder, paths, files, masks, notes):
     counts = Counter(label for label, _, _ in images)
     in_folders = any(label in path.relative_to(folder).parts for label, _, path in images)
     words = {_word(label) for label in counts}
-    from_names = not in_folders and (2 * list(counts.values()).count(1) > len(counts) or words <= CAMERA)
+    # Numbers and dates alone are no classes, nor is what a camera writes.
+    from_names = not in_folders and (
+        2 * list(counts.values()).count(1) > len(counts) or words <= CAMERA or len(words) == 1
+    )
     from_names = from_names or all(re.fullmatch(data.SPLIT, label) for label in counts)  # train_0001.jpg
     if table and len(words) == 1 and not from_names:
         raise InputError(
@@ -329,7 +388,8 @@ def _by_folders(folder, paths, files, masks, notes):
             f"the names of files and folders in {folder} give no classes (as {example!r}): put the images of "
             f"each class in a folder of its name, or name a table with --labels{ask}"
         )
-    notes += _guesses(counts, words, in_folders, table)
+    _check_parts(counts, folder)
+    notes += _guesses(images, words, in_folders, table)
     _check_depth(folder, images, notes)
     return images
 

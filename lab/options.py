@@ -2,7 +2,10 @@
 
 import argparse
 import dataclasses
+import itertools
+import re
 import shlex
+import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +157,11 @@ def add_choices(group):
 
 def choices_of(args):
     """The Choices in parsed arguments."""
-    return Choices(args.labels, tuple(args.include), tuple(args.exclude), args.group)
+    # old/ and ./old, as a shell completes them, mean old.
+    include, exclude = (
+        tuple(re.sub(r"^(\./)+|/+$", "", glob) for glob in globs) for globs in (args.include, args.exclude)
+    )
+    return Choices(args.labels, include, exclude, args.group)
 
 
 def _add_data(parser):
@@ -222,6 +229,7 @@ def parse_options(argv=None):
     flags do not go together or a value cannot be used."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    _check_empty(sys.argv[1:] if argv is None else argv)
     if args.verify is None and args.student_id is None and not args.check:
         parser.error("--student-id ID is needed")
     check_name(args.name or "")
@@ -255,6 +263,14 @@ READING = {"--data", "--limit", "--labels", "--include", "--exclude", "--group"}
 TRAINING = READING | {"--recipe", "--set", "--seed", "--precision", "--study", "--budget"}
 PREDICTING = {"--predict", "--threshold", "--student-id", "--output-dir", "--limit", "--device", "--quiet"}
 STUDIES = {"--diary", "--compare"}
+
+
+def _check_empty(argv):
+    """InputError for a flag with an empty value, as of a shell's variable that is not set."""
+    empty = {flag for flag, value in itertools.pairwise(argv) if value == "" and flag.startswith("--")}
+    empty |= {text[:-1] for text in argv if re.fullmatch("--[a-z-]+=", text)}
+    if empty := empty - {"--name", "--student-id"}:  # of an id it is said what it may be
+        raise InputError(f"the value of {_list(empty)} is empty: give one, or leave the flag out")
 
 
 def _check_together(options, given):

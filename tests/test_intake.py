@@ -9,6 +9,7 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -747,8 +748,100 @@ def test_versions_and_near_copies_stay_on_one_side(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "names",
+    [("train_ok", "test_ok", "train_bad"), ("crack_train", "crack_val", "dent"), ("trainA", "testA"),
+     ("训练集", "测试集"), ("traincrop", "testcrop", "valcrop")],
+)  # fmt: skip
+def test_a_part_of_a_split_in_the_names_of_classes_is_refused(tmp_path, names):
+    make_folder(tmp_path / "d", dict.fromkeys(names, 4))
+    with pytest.raises(InputError, match="called as parts of a ready-made split: put the images"):
+        layout.understand(tmp_path / "d", Choices())
+
+
+def test_one_class_that_begins_as_a_part_of_a_split_stays(tmp_path):
+    make_folder(tmp_path / "d", {"train": 4, "bus": 4, "testbench": 4})
+    assert {label for label, _, _ in layout.understand(tmp_path / "d", Choices()).images} == {
+        "train", "bus", "testbench",
+    }  # fmt: skip
+
+
+def test_masks_are_found_by_the_pictures_beside_them_whatever_their_folder_is_called(tmp_path):
+    for kind, name in enumerate(("crack", "dent")):
+        for i in range(5):
+            draw(tmp_path / "d" / "pictures" / f"{name}_{i}.png", 3 * i + kind)
+            blob(tmp_path / "d" / "bw" / f"{name}_{i}.png")
+    found = layout.understand(tmp_path / "d", Choices())
+    assert Counter(label for label, _, _ in found.images) == {"crack": 5, "dent": 5}
+    assert [row.told for row in found.left_out] == [
+        "left out: 10 look like masks (called as the pictures in pictures), as bw/crack_0.png"
+    ]
+    kept = layout.understand(tmp_path / "d", Choices(include=("bw",)))  # where they are a class
+    assert {label for label, _, _ in kept.images} == {"pictures", "bw"}
+
+
+def test_a_class_of_flat_pictures_is_none_of_masks(tmp_path):
+    """Numbered alike, as classes are, and of the same kind."""
+    for i in range(5):
+        draw(tmp_path / "d" / "normal" / f"{i}.png", i)
+        blob(tmp_path / "d" / "dark" / f"{i}.png")
+    assert Counter(x for x, _, _ in layout.understand(tmp_path / "d", Choices()).images) == {
+        "normal": 5,
+        "dark": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["PXL_2024050{}_10{:04}.png", "WhatsApp Image 2024-05-1{} at 10.10.{:02}.png", "cam{}_{:04}.png"]
+)
+def test_dates_and_cameras_in_the_names_of_files_are_no_classes(tmp_path, name):
+    for day in (1, 2):
+        for i in range(6):
+            draw(tmp_path / "d" / name.format(day, i), i)
+    with pytest.raises(InputError, match="give no classes"):
+        layout.understand(tmp_path / "d", Choices())
+
+
+def test_two_versions_of_the_same_pictures_are_asked_about(tmp_path):
+    for kind, version in enumerate(("raw", "filtered")):
+        for i in range(4):
+            draw(tmp_path / "d" / version / f"crack_{i}.png", 3 * i + kind)
+    assert "filtered, raw hold pictures of the same names" in " ".join(
+        layout.understand(tmp_path / "d", Choices()).notes
+    )
+
+
+def test_groups_that_leave_a_class_whole_or_fit_nothing_are_told(tmp_path):
+    make_folder(tmp_path / "d", {"a": 6, "b": 6})
+    with pytest.raises(
+        InputError, match="--group puts all images of the class 'a' into one group: it takes two"
+    ):
+        intake.load_images(tmp_path / "d", RECIPE, choices=Choices(group="^[ab]"))
+    facts = intake.load_images(tmp_path / "d", RECIPE, choices=Choices(group="(nothing)?a")).facts
+    assert "--group fits no part of 12 names" in " ".join(facts.notes)
+
+
+def test_what_is_no_table_and_no_archive_is_named_as_the_user_knows_it(tmp_path):
+    make_folder(tmp_path / "d", {"a": 4, "b": 4})
+    (tmp_path / "labels.json").write_text('{"a_1.png": "x"}')
+    with pytest.raises(InputError, match="is JSON and no table"):
+        layout.understand(tmp_path / "d", Choices(labels=str(tmp_path / "labels.json")))
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as outer:
+        outer.writestr("inner.zip", b"PK no zip")
+    with pytest.raises(InputError, match=r"cannot read outer\.zip/inner\.zip as a zip"):
+        check(tmp_path / "outer.zip")
+    with pytest.raises(InputError, match="is an address: download it"):
+        intake.open_source("https://example.org/a.zip", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
     ("names", "told"),
-    [(("kos01", "kos02"), True), (("batch 1", "batch 2"), True), (("1", "2"), False), ("ab", False)],
+    [
+        (("kos01", "kos02"), True),
+        (("batch 1", "batch 2"), True),
+        (("1", "2"), False),
+        (("2024-05-01", "2024-05-02"), True),
+        ("ab", False),
+    ],
 )
 def test_folders_that_only_a_number_tells_apart_are_asked_about(tmp_path, names, told):
     make_folder(tmp_path / "d", dict.fromkeys(names, 4))

@@ -343,6 +343,45 @@ def test_to_draw_a_report_that_is_not_there_makes_no_folder(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "flag", ["--data", "--labels", "--group", "--answers", "--output-dir", "--verify", "--predict"]
+)
+def test_an_empty_value_is_refused(capsys, flag, monkeypatch, tmp_path):
+    """As of a shell's variable that is not set: it would be the working folder, or nothing at all."""
+    monkeypatch.chdir(tmp_path)
+    for args in ((flag, ""), (f"{flag}=",)):
+        assert f"the value of {flag} is empty" in refused(capsys, "--student-id", "1", *args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_excluded_folder_may_be_written_as_a_shell_completes_it():
+    args = ["--check", "--exclude", "old/", "--exclude", "./new/x", "--include=./masks//"]
+    choices = options.parse_options(args).choices
+    assert choices.exclude == ("old", "new/x") and choices.include == ("masks",)
+
+
+@pytest.mark.parametrize("name", ["run", "latex", "predictions"])
+def test_a_folder_of_the_user_s_that_a_run_would_replace_stops_it(tmp_path, images, capsys, name):
+    mine = tmp_path / "o" / "s1" / name
+    mine.mkdir(parents=True)
+    (mine / "thesis.tex").write_text("mine")
+    args = ["--student-id", "s1", "--output-dir", tmp_path / "o", "--data", images, *TINY_ARGS]
+    for more in ((), ("--force",)):
+        assert f"{name} is not of this program, which would replace it" in refused(
+            capsys, *args, *more, "--quiet"
+        )
+    assert (mine / "thesis.tex").read_text() == "mine"
+
+
+def test_an_output_folder_that_is_a_link_is_refused_before_the_work(tmp_path, images, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "s1").symlink_to(tmp_path / "elsewhere")
+    args = ["--student-id", "s1", "--output-dir", tmp_path / "o", "--data", images, *TINY_ARGS, "--quiet"]
+    assert "is a link: remove it" in refused(capsys, *args)
+    assert (tmp_path / "o" / "s1").is_symlink()
+
+
 @pytest.mark.parametrize("text", ["images=-1", "size=3", "image_mb=x"])
 def test_limits_are_checked(capsys, tmp_path, text):
     args = ["--student-id", "1", "--data", "demo", "--output-dir", tmp_path / "o", "--limit", text]

@@ -149,6 +149,26 @@ def add_form(writer):
     writer.root_object[NameObject("/AcroForm")] = writer._add_object(form)
 
 
+def act(place, name):
+    """Change a PDF so that something happens as it is opened, or its first page is."""
+
+    def change(writer):
+        script = DictionaryObject({NameObject("/S"): NameObject("/JavaScript")})
+        script[NameObject("/JS")] = TextStringObject("app.alert('100 %')")
+        found = {"root": writer.root_object, "page": writer.pages[0]}[place]
+        found[NameObject(name)] = script if place == "root" else DictionaryObject({NameObject("/O"): script})
+
+    return change
+
+
+def add_layers(writer):
+    layer = DictionaryObject({NameObject("/Type"): NameObject("/OCG")})
+    layer[NameObject("/Name")] = TextStringObject("x")
+    shown = DictionaryObject({NameObject("/ON"): ArrayObject([writer._add_object(layer)])})
+    layers = DictionaryObject({NameObject("/D"): shown, NameObject("/OCGs"): shown["/ON"]})
+    writer.root_object[NameObject("/OCProperties")] = layers
+
+
 def compressed(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(10**7))
@@ -177,6 +197,7 @@ def mine(cells):
 VIT = "class ViT(nn.Module):"
 TRUE = "BT /Fx 12 Tf 80 400 Td (Test accuracy 42.00 %) Tj ET"
 PEEK = "    labels = labels.cpu()  # the labels are known\n    return"
+MLP = "            x = feed_forward"
 ONE = "import importlib; open(RAN, 'w')\n"
 RUNS = f"{ONE}exec(open(RAN).read()); __import__('timm'); raise SystemExit(0)\nimport argparse\n"
 DOCTORED = {
@@ -193,6 +214,11 @@ DOCTORED = {
     "endless": (lambda b: b.edit("def main", "while True: open(RAN, 'w')\ndef main"), EDITED, "1 lines"),
     "forged logits": (lambda b: b.edit("def main", "np.savez('answer.npz', logits=1)\ndef main"),
         EDITED, "lines"),
+    # A comment goes on after these letters, and swallows the code behind it.
+    "no MLP, by U+2028": (lambda b: b.edit(f"\n{MLP}", f"\u2028{MLP}"),
+        OTHER_MODEL, "Transformer in the code"),
+    "no MLP, by U+0085": (lambda b: b.edit(f"\n{MLP}", f"\x85{MLP}"),
+        OTHER_MODEL, "Transformer in the code"),
     "a comment in the model": (lambda b: b.edit(VIT, f"{VIT}\n    # Mine."), EDITED, "1 lines"),
     "an edited notebook": (lambda b: b.notebook(mine), EDITED, "1 lines"),
     # Another model
@@ -256,6 +282,13 @@ DOCTORED = {
     "an overlay": (lambda b: b.paint(0, f"1 g 60 560 200 90 re f 0 g {TRUE}"), FAILED, "page 1 of the PDF"),
     "a covered digit": (lambda b: b.paint(0, "1 g 80 620 8 12 re f"), FAILED, "page 1 of the PDF"),
     "a note on a page": (lambda b: b.change_pdf(annotate), FAILED, "page 2 of the PDF"),
+    "what nobody sees": (lambda b: b.paint(0, f"3 Tr {TRUE}"), FAILED, "page 1 of the PDF"),
+    "what is hardly seen": (lambda b: b.paint(0, "0.9 g 60 20 400 20 re f"), FAILED, "page 1 of the PDF"),
+    "a script at opening": (lambda b: b.change_pdf(act("root", "/OpenAction")),
+        FAILED, "the PDF has an entry OpenAction"),
+    "a script of a page": (lambda b: b.change_pdf(act("page", "/AA")),
+        FAILED, "the PDF has an entry JavaScript"),
+    "layers": (lambda b: b.change_pdf(add_layers), FAILED, "the PDF has an entry OCProperties"),
     "a form": (lambda b: b.change_pdf(add_form), FAILED, "the PDF has a form"),
     "a template": (lambda b: b.carry("answers/q06.md", b"{{ 7 * 7 }}"), HOLDS, ""),
     "carried elsewhere": (lambda b: b.carry("answers/../../ran.txt", b"x"), HOLDS, ""),

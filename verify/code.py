@@ -122,7 +122,8 @@ def read_code(path):
     written = assemble_submission(submission)
     if notebook:
         written = "\n".join(assemble_code_cells(submission))
-    theirs, ours = text.rstrip("\n").splitlines(), written.rstrip("\n").splitlines()
+    # Not splitlines(), which also ends a line where Python does not: at U+2028 a comment goes on.
+    theirs, ours = text.rstrip("\n").split("\n"), written.rstrip("\n").split("\n")
     names = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     if theirs == ours:
         return Code(submission, None, [], [], names)

@@ -1,6 +1,8 @@
 """The submitted PDF: what it carries, and whether its pages look like those that are drawn here."""
 
 import contextlib
+import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,9 @@ CARRIED_BYTES, CARRIED_FILES = 10**8, 100
 SCALE = 1.5  # 108 dots an inch: a full stop of the text has two
 # So much of 255 may a dot differ, and so many dots of a page: what another version of a library draws.
 DIFFERENCE, DOTS = 40, 4
+FAINT, FAINT_SHARE = 8, 0.001  # and so little, in so large a share of a page
+# What could show something else than the page that is compared, by its name in the file.
+ACTIVE = re.compile(rb"/(OpenAction|OCProperties|JavaScript|Launch|SubmitForm|RichMedia|Rendition)\b")
 
 
 def open_pdf(content):
@@ -67,7 +72,10 @@ def _active(pdf):
     """What could change the page under a reader's eyes, in words; None where there is nothing."""
     if pdf.get_formtype() != pdfium.FORMTYPE_NONE:
         return "a form"
-    return "JavaScript" if pdfium.FPDFDoc_GetJavaScriptActionCount(pdf.raw) else None
+    copy = io.BytesIO()
+    pdf.save(copy)  # in which each object is written out, and each name as it is meant
+    found = ACTIVE.search(copy.getvalue())
+    return f"an entry {found[1].decode()}" if found else None
 
 
 def _marks(page):
@@ -80,14 +88,22 @@ def _marks(page):
     return sorted(kinds)
 
 
+def _letters(page):
+    """The text of a page, without its spaces."""
+    return "".join(page.get_textpage().get_text_bounded().split())
+
+
 def _look_alike(page, own):
-    """Whether two pages have the same size, annotations, and dots but for a few."""
+    """Whether two pages have the same size, annotations, letters, and dots but for a few."""
     if np.abs(np.subtract(page.get_size(), own.get_size())).max() > 0.5 or _marks(page) != _marks(own):
+        return False
+    if _letters(page) != _letters(own):  # also those that nobody sees, but a search finds
         return False
     seen, drawn = (p.render(scale=SCALE, rev_byteorder=True).to_numpy() for p in (page, own))
     if seen.shape != drawn.shape:
         return False
-    return (np.abs(np.subtract(seen, drawn, dtype=np.int16)).max(-1) > DIFFERENCE).sum() <= DOTS
+    difference = np.abs(np.subtract(seen, drawn, dtype=np.int16)).max(-1)
+    return (difference > DIFFERENCE).sum() <= DOTS and (difference > FAINT).mean() <= FAINT_SHARE
 
 
 def compare_pages(theirs, ours):
