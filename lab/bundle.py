@@ -64,13 +64,13 @@ def check_output(options):
     interrupted = _can_go_on(_beside(folder, "partial"))
     if interrupted and not options.resume and not options.force:
         raise InputError(f"{student_id} has an interrupted run: add --resume to go on with it, or --force")
-    record = folder / "run" / "record.json"
-    for name in FOLDERS:  # a run would put its own in the place of what is there
-        if (folder / name).exists() and not record.is_file():
-            raise InputError(
-                f"{folder / name} is not of this program, which would replace it: move it away, or name "
-                "another --output-dir"
-            )
+    foreign = [folder / name for name in FOLDERS if (folder / name).exists()]
+    ours = (folder / "run" / "record.json").is_file() or {*bundle_names(student_id)} <= {*finished}
+    if foreign and not ours:
+        raise InputError(
+            f"{foreign[0]} is not of this program, which would replace it: move it away, or name another "
+            "--output-dir"
+        )
     if not finished or options.force:
         return
     if options.resume and not interrupted:

@@ -67,7 +67,7 @@ def test_recorded_studies_of_the_project_can_be_read():
         assert study.rows
         assert study.data.name == "neu-cls.zip"
     assert found.elsewhere.data.name == "x-sdd.zip"
-    assert len(found.diary.rows) == 13
+    assert len(found.diary.rows) == 14
     kinds = {(row.model, row.equal) for row in found.comparison.rows}
     beside = {(name, equal) for name in ("cnn", "resnet18") for equal in ("steps", "time")}
     assert kinds == {("vit", "steps"), *beside}
