@@ -179,17 +179,25 @@ class Grouping:
             )
         names = [path.relative_to(self.folder).as_posix() for path in paths]
         groups, self.together, self.notes = group_images(self.images, names, pixels, digests, self.pattern)
-        of_class = defaultdict(set)
-        for (label, _, _), group in zip(self.images, groups):
-            of_class[label].add(group)
-        if self.pattern and (whole := [label for label, some in of_class.items() if len(some - {None}) < 2]):
-            raise InputError(
-                f"--group puts all images of the class {whole[0]!r} into one group: it takes two"
-            )
+        if self.pattern:
+            self._check_classes(groups, digests)
         self.of_digest = dict(zip(digests, groups))
         # Whether equal digests alone, as the submitted code has them, give the same groups.
         self.plain = len(set(zip(groups, digests))) == len(set(groups)) == len(set(digests))
         return groups
+
+    def _check_classes(self, groups, digests):
+        """InputError for a class of several different images that --group makes one group of."""
+        of_class = defaultdict(lambda: (set(), set()))  # class -> its groups, and its different images
+        for (label, _, _), group, digest in zip(self.images, groups, digests):
+            if digest:
+                of_class[label][0].add(group)
+                of_class[label][1].add(digest)
+        for label, (its_groups, different) in of_class.items():
+            if len(its_groups) < 2 <= len(different):
+                raise InputError(
+                    f"--group puts all images of the class {label!r} into one group: it takes two"
+                )
 
 
 def read_images(source, recipe, split_folder, tick=lambda: None, choices=None, free=frozenset()):

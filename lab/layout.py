@@ -6,6 +6,7 @@ refused with the choice named.
 """
 
 import fnmatch
+import functools
 import glob
 import os
 import re
@@ -177,6 +178,11 @@ def _has_few_levels(path):
         return False
 
 
+def _sample(paths):
+    """Some eight of many paths, evenly chosen."""
+    return paths[:: max(1, len(paths) // 8)]
+
+
 def _has_twin(path, depth, called):
     """Whether just one picture beside a folder of masks, `depth` names deep, is called as `path` is in it.
 
@@ -206,7 +212,7 @@ def find_masks(folder, paths):
     masks = dict(suspects)
     for parts, members in by_folder.items():
         # A class may be called "mask", beside "no_mask": pictures of many levels and names of their own.
-        sample = members[:: max(1, len(members) // 8)]
+        sample = _sample(members)
         few = sum(_has_few_levels(folder / path) for path in sample)
         shared = sum(bool(MASK_NAME.fullmatch(p.stem)) or _has_twin(p, len(parts), called) for p in sample)
         if 2 * few >= len(sample) or 2 * shared > len(sample):
@@ -231,23 +237,28 @@ def _mask_folders(folder, paths):
     """{path: reason} of images in a folder that is a folder of masks whatever its name: all are of few levels
     and called as pictures of many levels in a folder beside it. Names that only number pictures, as those of
     two classes may, count where the masks are another kind of file."""
-    by_home, masks = defaultdict(list), {}
+    by_home, beside, masks = defaultdict(list), defaultdict(list), {}
     for path in paths:
-        by_home[path.parent].append(path)
+        if path.parent.parts:
+            by_home[path.parent].append(path)
+    for home in by_home:
+        beside[home.parent].append(home)
+    stems = {home: {path.stem.lower() for path in some} for home, some in by_home.items()}
+    kinds = {home: {path.suffix for path in some} for home, some in by_home.items()}
+    named = {home: _tells_more({*map(_word, some)}) for home, some in stems.items()}
+    few_levels = functools.cache(lambda path: _has_few_levels(folder / path))
     for home, members in by_home.items():
-        stems = {path.stem.lower() for path in members}
-        for other, pictures in by_home.items():
-            if other == home or other.parent != home.parent or home == Path():
+        for other in beside[home.parent]:
+            # What costs least first: of a thousand classes a million pairs are looked at.
+            if other == home or not (named[home] or kinds[home].isdisjoint(kinds[other])):
                 continue
-            called = stems <= {path.stem.lower() for path in pictures}
-            named = {_word(stem) for stem in stems}.isdisjoint(CAMERA | {""})
-            if called and (named or {p.suffix for p in members}.isdisjoint({p.suffix for p in pictures})):
-                samples = (some[:: max(1, len(some) // 8)] for some in (members, pictures))
-                few, many = ([_has_few_levels(folder / path) for path in sample] for sample in samples)
-                if all(few) and not any(many):
-                    masks |= dict.fromkeys(
-                        members, f"look like masks (called as the pictures in {other.name})"
-                    )
+            if (
+                stems[home] <= stems[other]
+                and all(map(few_levels, _sample(members)))
+                and not any(map(few_levels, _sample(by_home[other])))
+            ):
+                reason = f"look like masks (called as the pictures in {other.name})"
+                masks |= dict.fromkeys(members, reason)
     return masks
 
 
@@ -267,6 +278,11 @@ def _check_classes(classes):
 def _word(name):
     """A name without what only numbers it: "batch 2" and "Batch_3" are the same word."""
     return re.sub(r"[\d\W_]+", "", name).lower()
+
+
+def _tells_more(words):
+    """Whether no name, of such `_word`s, only numbers a picture or is what a camera writes."""
+    return words.isdisjoint(CAMERA | {""})
 
 
 def _check_depth(folder, images, notes):
@@ -329,25 +345,25 @@ def _guesses(images, words, in_folders, table):
     stems = defaultdict(set)
     for label, _, path in images:
         stems[label].add(path.stem.lower())
-    counts, (first, *others) = sorted(stems), stems.values()
+    labels, (first, *others) = sorted(stems), stems.values()
     if table:
         yield f"{table.name} names images too; the folders are used, --labels {table} takes the table"
     if not in_folders:
         yield "the classes are taken from the names of the files"
         return
-    for label in counts:
+    for label in labels:
         if re.fullmatch(data.SPLIT, label):
             yield (
                 f"the folder {label!r} is taken for a class: if it is not, add --exclude "
                 f"'{glob.escape(label)}/*'"
             )
-    shown = ", ".join(counts[:3])
-    if len(words) == 1 and (words != {""} or all(map(DATE.fullmatch, counts))):
+    shown = ", ".join(labels[:3])
+    if len(words) == 1 and (words != {""} or all(map(DATE.fullmatch, labels))):
         yield (
             f"the classes {shown} differ in a number alone: if these are batches or "
             "parts, name a table of the classes with --labels"
         )
-    if all(stems == first for stems in others) and {_word(s) for s in first}.isdisjoint(CAMERA | {""}):
+    if all(other == first for other in others) and _tells_more({*map(_word, first)}):
         yield (
             f"the classes {shown} hold pictures of the same names: if they are versions of the same ones, "
             "name one folder with --data"

@@ -68,10 +68,10 @@ def pictured(classes):
 
 
 def example_rows(examples, classes):
-    """[(heading or None, [(prediction, URL)])]: a row for each class; of many classes two images each, four
-    on a row, the last of a class its mistake where it has one."""
+    """Rows of [(prediction, URL)], one for each class; of many classes two images each, four on a row, the
+    last of a class its mistake where it has one."""
     of_class = {name: [pair for pair in examples if pair[0].true == name] for name in pictured(classes)}
     if len(classes) <= IN_ROWS:
-        return list(of_class.items())
+        return list(of_class.values())
     shown = [pair for pairs in of_class.values() for pair in (pairs[:1] + pairs[-1:])[: len(pairs)]]
-    return [(None, shown[i : i + 4]) for i in range(0, len(shown), 4)]
+    return [shown[i : i + 4] for i in range(0, len(shown), 4)]

@@ -125,7 +125,11 @@ def read_arrays(record, run):
     """{name: array} of what the figures on the inside of the model are drawn from. InputError if gone."""
     import numpy as np
 
-    return _read(run / record.shown.arrays, lambda path: dict(np.load(path, allow_pickle=False)))
+    def load(path):
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+
+    return _read(run / record.shown.arrays, load)
 
 
 def document_date(record):

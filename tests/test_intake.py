@@ -818,6 +818,9 @@ def test_groups_that_leave_a_class_whole_or_fit_nothing_are_told(tmp_path):
         intake.load_images(tmp_path / "d", RECIPE, choices=Choices(group="^[ab]"))
     facts = intake.load_images(tmp_path / "d", RECIPE, choices=Choices(group="(nothing)?a")).facts
     assert "--group fits no part of 12 names" in " ".join(facts.notes)
+    make_folder(tmp_path / "d", {"c": 1})  # which is not the pattern's fault
+    with pytest.raises(InputError, match="class 'c' has too few different images"):
+        intake.load_images(tmp_path / "d", RECIPE, choices=Choices(group=r"\d+"))
 
 
 def test_what_is_no_table_and_no_archive_is_named_as_the_user_knows_it(tmp_path):
