@@ -482,6 +482,7 @@ def understand(folder, choices):
         left_out = {reason: [p for p in some if folder / p != table] for reason, some in left_out.items()}
     else:
         images = _by_folders(folder, paths, files, masks, notes)
+    _say_pooled(folder, images, notes)
     used = {path for _, _, path in images}
     _check_classes({label for label, _, _ in images})
     if not choices.labels:
@@ -494,6 +495,20 @@ def understand(folder, choices):
         notes.append(f"of {len(cut)} images with 16 bits a colour the upper 8 are read (as of {cut[0]})")
     wide = [folder / path for path in about if about[path].mode.startswith(("I", "F"))]
     return Layout(images, count_left_out(left_out), notes, wide)
+
+
+def _say_pooled(folder, images, notes):
+    """Note the parts of a ready-made split whose images are pooled."""
+    counts = Counter()
+    for label, _, path in images:
+        places = [*path.relative_to(folder).parts[-2::-1]]  # from the image up
+        if label in places:
+            places.remove(label)  # a class may be called train
+        parts = [name for name in reversed(places) if re.fullmatch(data.SPLIT, name)]
+        counts["/".join(dict.fromkeys(parts)) or "other folders"] += 1
+    if len(counts) > 1:
+        shown = ", ".join(f"{printable(part)} ({number:,})" for part, number in sorted(counts.items()))
+        notes.append(f"the parts of a ready-made split are pooled, and split anew 70/30: {shown} images")
 
 
 def _say_lost(folder, used, notes):

@@ -96,6 +96,24 @@ def test_split_folders_are_pooled_and_classes_may_be_called_as_they_are(tmp_path
     assert any("'train' is taken for a class" in note for note in facts.notes) == ("train" in classes)
 
 
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        ("train/a train/b val/a test/b", "test (4), train (8), val (4) images"),
+        ("x/images/train/a x/images/train/b x/images/val/b", "images/train (8), images/val (4) images"),
+        ("c1/Train c1/Test c2/Train c2/Test", "Test (8), Train (8) images"),
+        ("d/train/bus d/train/train d/test/bus d/test/train", "test (8), train (8) images"),
+        ("cat dog test/cat test/dog", "other folders (8), test (8) images"),
+        ("images/a images/b", None),
+        ("bus car train", None),
+    ],
+)
+def test_a_ready_made_split_that_is_pooled_is_told_with_its_counts(tmp_path, folders, told):
+    notes = [note for note in check(fill(tmp_path / "d", folders.split())).notes if "ready-made" in note]
+    words = "the parts of a ready-made split are pooled, and split anew 70/30"
+    assert notes == ([f"{words}: {told}"] if told else [])
+
+
 AMBIGUOUS = [
     (
         "defect/crack defect/dent ok",
