@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Sets on which the recipe was not tuned.
 
-    python bench/other_sets.py FOLDER --cells elpv-dataset --signs Sign-Language-Digits-Dataset --pcb DeepPCB
+    python bench/other_sets.py FOLDER --cells elpv-dataset --signs Sign-Language-Digits-Dataset \\
+        --pcb DeepPCB --bricks CrackCV --coffee lara2018
     python bench/datasets.py FOLDER/digits FOLDER/wafers FOLDER/cells --output x.json
 
 digits: 1,797 handwritten digits, 8 x 8, as scikit-learn brings them (Alpaydin and Kaynak 1998). wafers: 860
@@ -12,7 +13,9 @@ cells: github.com/zae-bayern/elpv-dataset, electroluminescence pictures of solar
 al. 2019): the 2,223 that are surely functional or surely defective. signs:
 github.com/ardamavi/Sign-Language-Digits-Dataset, 2,062 photographs of hands, ten classes, 100 x 100. pcb:
 github.com/tangsanli5201/DeepPCB (Tang et al. 2019), six kinds of defects of printed circuits, 300 of each,
-cut out 64 x 64.
+cut out 64 x 64. bricks: github.com/Smalleaves123/CrackCV, brickwork with and without cracks, 350 of each,
+227 x 227, in colour. coffee: github.com/esgario/lara2018, 2,722 pictures of sound and diseased coffee leaves,
+five classes, in colour and of any size (Esgario et al. 2020, https://doi.org/10.1016/j.compag.2019.105162).
 """
 
 import argparse
@@ -123,14 +126,16 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made if it is not there")
-    for name in ("cells", "signs", "pcb"):
+    for name in ("cells", "signs", "pcb", "bricks", "coffee"):
         parser.add_argument(f"--{name}", type=Path, metavar="CLONE", help=f"make {name} from this clone")
     args = parser.parse_args(argv)
     folder, digits = args.folder, load_digits()
     if args.cells:
         sort_cells(args.cells, folder / "cells")
-    if args.signs:
-        shutil.copytree(args.signs / "Dataset", folder / "signs", dirs_exist_ok=True)
+    whole = {"signs": "Dataset", "bricks": "dataset", "coffee": "classification/dataset/symptom"}
+    for name, place in whole.items():
+        if clone := getattr(args, name):
+            shutil.copytree(clone / place, folder / name, dirs_exist_ok=True)
     if args.pcb:
         cut_defects(args.pcb, folder / "pcb")
     for i, (image, digit) in enumerate(zip(digits.images, digits.target)):
