@@ -350,7 +350,8 @@ def unpack(archives, home, folder, limits):
     except BaseException as error:
         shutil.rmtree(folder)
         if isinstance(error, InputError) and str(folder) in str(error):  # of an archive that was inside
-            raise InputError(str(error).replace(str(folder), archives[0].name)) from None
+            known = archives[0].name if len(archives) == 1 else str(home)
+            raise InputError(str(error).replace(str(folder), known)) from None
         raise
 
 

@@ -76,8 +76,8 @@ def open_source(path, run, limits=LIMITS):
         if not packed or archives.has_classes(path):
             return Source(path, "folder", path.resolve().name)
         notes = archives.unpack(packed, path, unpacked, limits)
-        read = ", ".join(archive.name for archive in packed[:4])
-        notes = [f"unpacked {read}", *notes]
+        read = ", ".join(printable(archive.name) for archive in packed[:4])
+        notes = [f"unpacked {read}" + (f" and {len(packed) - 4} more" if len(packed) > 4 else ""), *notes]
         if beside := [file for file in files if not archives.is_archive_name(file)]:
             name = printable(beside[0].as_posix())
             notes.append(

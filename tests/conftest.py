@@ -48,8 +48,9 @@ def make_folder(folder, sizes, suffix=".png"):
 
 
 def zip_folder(folder, path):
+    files = sorted(folder.rglob("*"))  # before the zip is there: it may lie in the folder
     with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted(folder.rglob("*")):
+        for file in files:
             archive.write(file, file.relative_to(folder))
     return path
 

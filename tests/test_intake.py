@@ -1,6 +1,7 @@
 """Data sets as people really have them: understood with every file accounted for, or refused in one line."""
 
 import io
+import shutil
 import stat
 import struct
 import subprocess
@@ -463,6 +464,15 @@ def test_a_tar_and_archives_in_archives_are_read(tmp_path):
     assert "unpacked train.zip, which was inside" in facts.notes
 
 
+def test_archives_in_a_folder_are_named_and_counted(tmp_path):
+    (tmp_path / "zips").mkdir()
+    for name in "abcdef":
+        zip_folder(fill(tmp_path / name, [name]), tmp_path / "zips" / f"{name}.zip")
+    facts = check(tmp_path / "zips")
+    assert counts(facts) == dict.fromkeys("abcdef", 4)
+    assert "unpacked a.zip, b.zip, c.zip, d.zip and 2 more" in facts.notes
+
+
 def test_the_zips_of_one_set_are_read_together(tmp_path):
     home = tmp_path / "parts"
     home.mkdir()
@@ -850,6 +860,11 @@ def test_what_is_no_table_and_no_archive_is_named_as_the_user_knows_it(tmp_path)
         outer.writestr("inner.zip", b"PK no zip")
     with pytest.raises(InputError, match=r"cannot read outer\.zip/inner\.zip as a zip"):
         check(tmp_path / "outer.zip")
+    (tmp_path / "two").mkdir()
+    zip_folder(make_folder(tmp_path / "c", {"c": 4}), tmp_path / "two" / "c.zip")
+    shutil.copy(tmp_path / "outer.zip", tmp_path / "two" / "d.zip")
+    with pytest.raises(InputError, match=r"cannot read .*/two/d/inner\.zip as a zip"):
+        check(tmp_path / "two")
     with pytest.raises(InputError, match="is an address: download it"):
         intake.open_source("https://example.org/a.zip", tmp_path / "run")
 
