@@ -141,9 +141,11 @@ class Search(Study):
 
 @dataclass
 class Findings:
-    """The studies that a report shows, or None; `elsewhere`: a comparison on other images."""
+    """The studies that a report shows, or None; `elsewhere`: a comparison on other images, and `longer` at
+    the full length there."""
 
     search: Search | None = None
     diary: Diary | None = None
     comparison: Comparison | None = None
     elsewhere: Comparison | None = None
+    longer: Comparison | None = None

@@ -268,6 +268,7 @@ PARTS = {  # of the record, by the names that answers know them by; a study is N
     "history": "training.history", "results": "results", "demonstration": "data.demonstration",
     "classes": "data.classes", "attention": "shown.attention", "search": "findings.search",
     "diary": "findings.diary", "comparison": "findings.comparison", "elsewhere": "findings.elsewhere",
+    "longer": "findings.longer",
 }  # fmt: skip
 # Each name, and how its value follows from the record: parts of it, and simple arithmetic on them.
 LOOKUPS = {name: attrgetter(path) for name, path in PARTS.items()} | {
@@ -291,6 +292,7 @@ LOOKUPS = {name: attrgetter(path) for name, path in PARTS.items()} | {
     "diary_source": lambda r: _source(r.findings.diary, r),
     "comparison_source": lambda r: _source(r.findings.comparison, r),
     "elsewhere_source": lambda r: _source(r.findings.elsewhere, r),
+    "longer_source": lambda r: _source(r.findings.longer, r),
     "effects": _effects,
     "diary_differs": _diary_differs,
 }

@@ -44,6 +44,7 @@ def load_findings(diary_path=None, comparison_path=None):
         diary=load(diaries, diaries.DiaryResults, diary_path, "neu-cls-diary.json"),
         comparison=load(compare, compare.ComparisonResults, comparison_path, "neu-cls-compare.json"),
         elsewhere=load(compare, compare.ComparisonResults, None, "x-sdd-compare.json"),
+        longer=load(compare, compare.ComparisonResults, None, "x-sdd-compare-full.json"),
     )
 
 

@@ -66,7 +66,7 @@ def test_recorded_studies_of_the_project_can_be_read():
         assert study.fresh is False
         assert study.rows
         assert study.data.name == "neu-cls.zip"
-    assert found.elsewhere.data.name == "x-sdd.zip"
+    assert found.elsewhere.data.name == found.longer.data.name == "x-sdd.zip"
     assert len(found.diary.rows) == 14
     kinds = {(row.model, row.equal) for row in found.comparison.rows}
     beside = {(name, equal) for name in ("cnn", "resnet18") for equal in ("steps", "time")}

@@ -581,6 +581,10 @@ def test_question_8_tells_what_carries_over_to_other_images(record):
     assert "**On other data**, x-tiles (" in text
     assert "−2.00 (−3.00 to −1.00) with 700 training images at equal steps, the CNN is ahead" in text
     assert "On other data" not in written(with_studies(record, comparison=here), "q08")
+    full = dataclasses.replace(there, recipe={**there.recipe, "epochs": 16, "repeats": 3})
+    text = written(with_studies(record, comparison=here, longer=full), "q08")
+    assert "**At the full length** of the default recipe, 48 times each image, on x-tiles (" in text
+    assert "ViT minus CNN −2.00 (−3.00 to −1.00), beyond noise." in text
 
 
 def test_question_8_sets_a_larger_network_apart(record):
