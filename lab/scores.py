@@ -80,10 +80,11 @@ def as_written(confidences):
 
 
 def find_thresholds(predictions):
-    """A Threshold for each of PRECISIONS, of FEWEST answers or more. They are found on the images that they
-    are stated for, so on new ones the precision will be a little lower."""
+    """A Threshold, of three decimals, for each of PRECISIONS, of FEWEST answers or more. They are found on the
+    images that they are stated for, so on new ones the precision will be a little lower."""
     ordered = sorted(predictions, key=lambda p: -max(p.confidences))
-    confidences = np.array([max(p.confidences) for p in ordered])
+    # Cut to the decimals of the threshold: those above it are the same.
+    confidences = np.floor(np.round([1000 * max(p.confidences) for p in ordered], 6)) / 1000
     precision = np.cumsum([p.predicted == p.true for p in ordered]) / np.arange(1, len(ordered) + 1)
     ends = np.append(confidences[1:] < confidences[:-1], True)  # equal confidences go together
     found = []

@@ -205,17 +205,21 @@ def test_what_cannot_be_asked_is_refused_in_a_line(copy, tmp_path, capsys):
     assert "the .pth is not plain weights" in refused(capsys, *copy.args, "--predict", copy.run)
 
 
-@given(st.lists(st.tuples(st.integers(50, 100), st.booleans()), min_size=1, max_size=60))
-def test_a_threshold_keeps_as_many_answers_as_its_precision_allows(answers):
+MOSTLY_RIGHT = st.tuples(st.integers(99_000, 99_500), st.integers(0, 30).map(bool))
+
+
+@given(st.lists(MOSTLY_RIGHT, min_size=18, max_size=60))
+def test_a_threshold_of_three_decimals_keeps_as_many_answers_as_its_precision_allows(answers):
     predictions = [
-        Prediction(f"a/{i}", "a", "a" if right else "b", [share / 100, 1 - share / 100])
+        Prediction(f"a/{i}", "a", "a" if right else "b", [share / 100_000, 1 - share / 100_000])
         for i, (share, right) in enumerate(answers)
     ]
     for found in find_thresholds(predictions):
-        reached = {}  # by brute force: each confidence as a threshold
+        reached = {}  # by brute force: each confidence, without what is after its third decimal
         for share, _ in answers:
-            above = [right for other, right in answers if other >= share]
+            threshold = share // 100
+            above = [right for other, right in answers if other >= 100 * threshold]
             if len(above) >= 20:
-                reached[share / 100] = np.mean(above)
+                reached[threshold / 1000] = np.mean(above)
         enough = [share for share, precision in reached.items() if precision >= found.precision]
         assert found.confidence == (min(enough) if enough else None)
