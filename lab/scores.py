@@ -80,7 +80,7 @@ def as_written(confidences):
 
 
 def find_thresholds(predictions):
-    """A Threshold, of three decimals, for each of PRECISIONS, of FEWEST answers or more. They are found on the
+    """A Threshold of three decimals for each of PRECISIONS, of FEWEST answers or more. They are found on the
     images that they are stated for, so on new ones the precision will be a little lower."""
     ordered = sorted(predictions, key=lambda p: -max(p.confidences))
     # Cut to the decimals of the threshold: those above it are the same.
