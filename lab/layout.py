@@ -506,7 +506,7 @@ def _say_pooled(folder, images, notes):
             places.remove(label)  # a class may be called train
         parts = [name for name in reversed(places) if re.fullmatch(data.SPLIT, name)]
         counts["/".join(dict.fromkeys(parts)) or "other folders"] += 1
-    if len(counts) > 1:
+    if len(counts) > 1 and re.search("(?i)train|val|test|pred", " ".join(counts)):
         shown = ", ".join(f"{printable(part)} ({number:,})" for part, number in sorted(counts.items()))
         notes.append(f"the parts of a ready-made split are pooled, and split anew 70/30: {shown} images")
 

@@ -106,6 +106,7 @@ def test_split_folders_are_pooled_and_classes_may_be_called_as_they_are(tmp_path
         ("d/train/bus d/train/train d/test/bus d/test/train", "test (8), train (8) images"),
         ("cat dog test/cat test/dog", "other folders (8), test (8) images"),
         ("images/a images/b", None),
+        ("images_1/a images_1/b images_2/a", None),
         ("bus car train", None),
     ],
 )
