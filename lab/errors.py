@@ -15,6 +15,11 @@ def printable(text, mark="\N{REPLACEMENT CHARACTER}"):
     return "".join(c if c.isprintable() else mark for c in str(text))
 
 
+def first_of(texts, most=4):
+    """The first of many texts, and how many more there are: "a, b, c, d and 2 more"."""
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
 def said(error):
     """A library's error on one line, not too long."""
     return " ".join(str(error).split())[:200]

@@ -24,7 +24,7 @@ from PIL import ImageFile
 
 import data
 from lab import archives, fitting, layout, synthetic
-from lab.errors import InputError, printable, told
+from lab.errors import InputError, first_of, printable, told
 from lab.files import place, write_whole
 from lab.groups import compile_group, group_images
 from lab.limits import LIMITS, MANY_PIXELS
@@ -76,8 +76,7 @@ def open_source(path, run, limits=LIMITS):
         if not packed or archives.has_classes(path):
             return Source(path, "folder", path.resolve().name)
         notes = archives.unpack(packed, path, unpacked, limits)
-        read = ", ".join(printable(archive.name) for archive in packed[:4])
-        notes = [f"unpacked {read}" + (f" and {len(packed) - 4} more" if len(packed) > 4 else ""), *notes]
+        notes = [f"unpacked {first_of([printable(archive.name) for archive in packed])}", *notes]
         if beside := [file for file in files if not archives.is_archive_name(file)]:
             name = printable(beside[0].as_posix())
             notes.append(

@@ -500,13 +500,13 @@ def understand(folder, choices):
 def _say_pooled(folder, images, notes):
     """Note the parts of a ready-made split whose images are pooled."""
     counts = Counter()
-    for label, _, path in images:
-        places = [*path.relative_to(folder).parts[-2::-1]]  # from the image up
+    for (label, home), number in Counter((label, path.parent) for label, _, path in images).items():
+        places = [*home.relative_to(folder).parts[::-1]]  # from the image up
         if label in places:
             places.remove(label)  # a class may be called train
         parts = [name for name in reversed(places) if re.fullmatch(data.SPLIT, name)]
-        counts["/".join(dict.fromkeys(parts)) or "other folders"] += 1
-    if len(counts) > 1 and re.search("(?i)train|val|test|pred", " ".join(counts)):
+        counts["/".join(dict.fromkeys(parts)) or "other folders"] += number
+    if len(counts) > 1 and re.search(f"(?i){PART}|pred", " ".join(counts)):
         shown = ", ".join(f"{printable(part)} ({number:,})" for part, number in sorted(counts.items()))
         notes.append(f"the parts of a ready-made split are pooled, and split anew 70/30: {shown} images")
 

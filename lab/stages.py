@@ -17,7 +17,7 @@ import torchinfo
 from lab import inspection, intake, scores
 from lab.checkpoint import Checkpoint
 from lab.console import clock
-from lab.errors import InputError
+from lab.errors import InputError, first_of
 from lab.files import write_whole
 from lab.machine import (
     check_memory,
@@ -115,8 +115,7 @@ def show_data(facts, screen):
     totals = str(sum(train.values())), str(sum(test.values()))
     screen.table(("class", "training", "test"), [*rows, (f"{len(rows)} classes", *totals)])
     for what, counted in (("sizes", facts.sizes), ("modes", facts.modes)):
-        most = ", ".join(f"{name} ({n})" for name, n in counted[:4])
-        screen.say(f"{what}: {most}{f' and {len(counted) - 4} more' if len(counted) > 4 else ''}")
+        screen.say(f"{what}: {first_of([f'{name} ({n})' for name, n in counted])}")
     screen.say(f"the model is shown: {facts.presented}")
     if copies := len(facts.same_pixels.files):
         screen.say(f"{copies} copies of equal pixels, each with its like on one side")

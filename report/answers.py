@@ -266,10 +266,10 @@ PARTS = {  # of the record, by the names that answers know them by; a study is N
     "recipe": "recipe.values", "fitted": "recipe.fitted", "data": "data", "model": "model",
     "training": "training", "machine": "machine",
     "history": "training.history", "results": "results", "demonstration": "data.demonstration",
-    "classes": "data.classes", "attention": "shown.attention", "search": "findings.search",
-    "diary": "findings.diary", "comparison": "findings.comparison", "elsewhere": "findings.elsewhere",
-    "longer": "findings.longer",
+    "classes": "data.classes", "attention": "shown.attention",
 }  # fmt: skip
+STUDIES = ("search", "diary", "comparison", "elsewhere", "longer")  # of record.findings
+PARTS |= {name: f"findings.{name}" for name in STUDIES}
 # Each name, and how its value follows from the record: parts of it, and simple arithmetic on them.
 LOOKUPS = {name: attrgetter(path) for name, path in PARTS.items()} | {
     "train_images": lambda r: sum(r.data.counts["train"].values()),
@@ -288,11 +288,7 @@ LOOKUPS = {name: attrgetter(path) for name, path in PARTS.items()} | {
     "hardest": _hardest,
     "balanced": lambda r: round(r.results.largest_share * len(r.data.classes), 6) == 1,  # equal classes
     # Where the studies come from; the diary's rows by name.
-    "search_source": lambda r: _source(r.findings.search, r),
-    "diary_source": lambda r: _source(r.findings.diary, r),
-    "comparison_source": lambda r: _source(r.findings.comparison, r),
-    "elsewhere_source": lambda r: _source(r.findings.elsewhere, r),
-    "longer_source": lambda r: _source(r.findings.longer, r),
+    **{f"{name}_source": lambda r, name=name: _source(getattr(r.findings, name), r) for name in STUDIES},
     "effects": _effects,
     "diary_differs": _diary_differs,
 }
