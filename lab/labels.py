@@ -50,16 +50,19 @@ def _read_rows(path):
 
 
 def _index(folder, paths, table):
-    """{what a table may call it: [images]}: its path from the data or from the table, its name, its stem."""
-    found, home = defaultdict(list), table.resolve().parent
+    """{what a table may call it: [images]}: its path from the data or from the table, its name, its stem.
+
+    From the table goes first: train/labels.csv means the 1.png beside it, not that of test."""
+    found, beside, home = defaultdict(list), defaultdict(list), table.resolve().parent
     for path in paths:
         whole = (folder / path).resolve()
-        names = {path.as_posix(), path.name}
+        places = [(found, {path.as_posix(), path.name})]
         if whole.is_relative_to(home):
-            names.add(whole.relative_to(home).as_posix())
-        for name in names | {PurePosixPath(name).with_suffix("").as_posix() for name in names}:
-            found[name.casefold()].append(path)
-    return found
+            places.append((beside, {whole.relative_to(home).as_posix()}))
+        for index, names in places:
+            for name in names | {PurePosixPath(name).with_suffix("").as_posix() for name in names}:
+                index[name.casefold()].append(path)
+    return found | beside
 
 
 def _key(cell):
@@ -156,14 +159,46 @@ def _columns(rows, index, named, table):
     return rows, image, lambda row: row[label]
 
 
-def read_labels(text, folder, paths, left_out, notes):
-    """(the table's path, sorted (class, name, path) of the images that it labels); others go into `left_out`.
+def read_labels(text, folder, paths, files, left_out, notes):
+    """(the tables, sorted (class, name, path) of the images that they label); others go into `left_out`.
 
-    InputError where the table or its columns cannot be told, or a row fits several images.
+    Of a ready-made split each part may have a table: those of the same name among `files` are read, too, for
+    the images below their folder that have no row yet. InputError where the table or its columns cannot be
+    told, or a row fits several images.
     """
     table, named = _parse(text)
-    if not table.exists():
-        table = folder / table
+    if not table.exists():  # a place in the data, or the name of a file of it
+        same = (path for path in files if path.name == str(table))
+        table = folder / (table if (folder / table).exists() else next(same, table))
+    labels = _read_table(table, named, folder, paths, notes)
+    tables = [table]
+    for path in files:
+        if path.name != table.name or (folder / path).resolve() == table.resolve():
+            continue
+        rest = [p for p in paths if p not in labels and p.is_relative_to(path.parent)]
+        if rest:
+            try:
+                labels |= _read_table(folder / path, named, folder, rest, notes)
+            except InputError as error:
+                notes.append(f"{path} is not read, though called as the table: {error}")
+                continue
+            tables.append(folder / path)
+            notes.append(f"labels are read from {path}, too")
+    images = []
+    for path in paths:
+        found = labels.get(path, set())
+        if len(found) == 1 and (label := next(iter(found))) not in ("", ".", ".."):
+            images.append((label, path))
+        else:
+            why = "with several labels" if len(found) > 1 else "without a label" if found else "not"
+            left_out[f"{why} in {table.name}"].append(path)
+    if len({label for label, _ in images}) < 2:
+        raise InputError(f"{table} gives no two classes: name the columns, --labels '{table}:image,label'")
+    return tables, name_images([(label, folder / path) for label, path in images], folder)
+
+
+def _read_table(table, named, folder, paths, notes):
+    """{path: its labels} of the images that a table names."""
     index = _index(folder, paths, table)
     rows, encoding = _read_rows(table)
     if encoding not in (None, "utf-8"):
@@ -186,14 +221,4 @@ def read_labels(text, folder, paths, left_out, notes):
             labels[path].add(label.replace("/", "-"))
     if gone:
         notes.append(f"{len(gone)} rows of {table.name} name no image that is there (as {gone[0][:80]!r})")
-    images = []
-    for path in paths:
-        found = labels.get(path, set())
-        if len(found) == 1 and (label := next(iter(found))) not in ("", ".", ".."):
-            images.append((label, path))
-        else:
-            why = "with several labels" if len(found) > 1 else "without a label" if found else "not"
-            left_out[f"{why} in {table.name}"].append(path)
-    if len({label for label, _ in images}) < 2:
-        raise InputError(f"{table} gives no two classes: name the columns, --labels '{table}:image,label'")
-    return table, name_images([(label, folder / path) for label, path in images], folder)
+    return labels

@@ -478,8 +478,10 @@ def understand(folder, choices):
     excluded = {*left_out.get("--exclude", ())}
     files = [path for path in files if path not in excluded]
     if choices.labels:
-        table, images = read_labels(choices.labels, folder, paths, left_out, notes)
-        left_out = {reason: [p for p in some if folder / p != table] for reason, some in left_out.items()}
+        tables, images = read_labels(choices.labels, folder, paths, files, left_out, notes)
+        left_out = {
+            reason: [p for p in some if folder / p not in tables] for reason, some in left_out.items()
+        }
     else:
         images = _by_folders(folder, paths, files, masks, notes)
     _say_pooled(folder, images, notes)

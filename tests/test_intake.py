@@ -356,6 +356,31 @@ def test_missing_surplus_and_contradicting_rows_are_named(tmp_path):
     assert "1 rows of t.csv name no image that is there (as 'gone.png')" in facts.notes
 
 
+def test_each_part_of_a_ready_made_split_may_have_a_table_of_its_own(tmp_path):
+    """As Roboflow exports several labels: a column of 0 and 1 for each class, pictures of the same names."""
+    folder = tmp_path / "d"
+    for place, part in enumerate(("train", "valid", "test")):
+        rows = [f"{i}.png,{i % 2},{1 - i % 2}" for i in range(4)]
+        for i in range(4):
+            draw(folder / part / f"{i}.png", 10 * place + i)
+        (folder / part / "_classes.csv").write_text("\n".join(["filename, crack, ok", *rows]))
+    expected = {f"{i}.png": ("ok", "crack")[i % 2] for i in range(4)}
+    for table in ("_classes.csv", "train/_classes.csv", folder / "train" / "_classes.csv"):
+        found = layout.understand(folder, Choices(labels=str(table)))
+        assert Counter(path.parent.name for *_, path in found.images) == dict(train=4, valid=4, test=4)
+        assert all(label == expected[path.name] for label, _, path in found.images)
+        assert not found.left_out
+        assert sum(note.startswith("labels are read from") for note in found.notes) == 2
+    # Another table changes nothing of what the named one says, and one that cannot be read is told.
+    (folder / "_classes.csv").write_text("filename,crack,ok\ntrain/0.png,1,0\nvalid/0.png,0,1")
+    found = layout.understand(folder, Choices(labels="train/_classes.csv"))
+    assert {path.parent.name: label for label, _, path in found.images if path.stem == "0"}["train"] == "ok"
+    (folder / "valid" / "_classes.csv").write_text("{}")
+    found = layout.understand(folder, Choices(labels="train/_classes.csv"))
+    assert [(row.reason, row.files) for row in found.left_out][:1] == [("not in _classes.csv", 4)]
+    assert any("valid/_classes.csv is not read" in note for note in found.notes)
+
+
 def test_a_table_beside_flat_images_is_named_where_none_was_asked_for(tmp_path):
     for i in range(8):
         draw(tmp_path / "d" / "images" / f"{i}.png", i)
