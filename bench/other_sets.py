@@ -3,10 +3,12 @@
 
     python bench/other_sets.py FOLDER --cells elpv-dataset --signs Sign-Language-Digits-Dataset \\
         --pcb DeepPCB --bricks CrackCV --coffee lara2018
-    python bench/datasets.py FOLDER/digits FOLDER/wafers FOLDER/cells --output x.json
+    python bench/datasets.py FOLDER/digits FOLDER/wafers FOLDER/textures --output x.json
 
 digits: 1,797 handwritten digits, 8 x 8, as scikit-learn brings them (Alpaydin and Kaynak 1998). wafers: 860
 drawn maps of failed dies, 52 x 52, in eight kinds, laid out like those of WM-811K (Wu, Jang, Chen 2015).
+textures: 800 drawn surfaces, 512 x 512, with a spot of 16 to 28 pixels, a scratch of 40 to 100, or neither,
+in the manner of DAGM 2007 (Wieler and Hahn).
 
 From clones, each for research and not ours to hand on:
 cells: github.com/zae-bayern/elpv-dataset, electroluminescence pictures of solar cells, 300 x 300 (Deitsch et
@@ -29,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import lab  # noqa: F401, I001 (first: it says which packages are missing)
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
+from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
 
 SIDE = 52
@@ -43,6 +46,7 @@ WAFERS = {
     "random": 50,
     "scratch": 60,
 }
+TEXTURES, TEXTURE_SIDE = {"fine": 400, "spot": 200, "scratch": 200}, 512
 PCB = ("open", "short", "mousebite", "spur", "copper", "pin-hole")  # in the order of their numbers, from 1
 PCB_SIDE, PCB_EACH = 64, 300
 MIDDLE = (SIDE - 1) / 2
@@ -86,6 +90,26 @@ def _blob(rng, radius, towards, size):
 
 def _ring(radius, width):
     return np.exp(-(((RADIUS - radius) / width) ** 2))
+
+
+def draw_texture(kind, rng):
+    """uint8 (TEXTURE_SIDE, TEXTURE_SIDE): grain in uneven light, with one defect anywhere or none."""
+    shape = (TEXTURE_SIDE, TEXTURE_SIDE)
+    grain = gaussian_filter(rng.normal(size=shape), (rng.uniform(1.5, 2.5), rng.uniform(3, 5)))
+    image = 120 + grain / grain.std() * 18 + rng.normal(size=shape) * 6
+    image += gaussian_filter(rng.normal(size=shape), 60) * 400
+    y, x = rng.uniform(40, TEXTURE_SIDE - 40, 2)
+    defect = Image.new("L", shape)
+    if kind == "spot":
+        across, along = rng.uniform(8, 14, 2)
+        ImageDraw.Draw(defect).ellipse((x - across, y - along, x + across, y + along), fill=255)
+        image -= gaussian_filter(np.asarray(defect) / 255, 1) * rng.uniform(55, 75)
+    elif kind == "scratch":
+        half, turn = rng.uniform(20, 50), rng.uniform(0, np.pi)
+        dx, dy = half * np.cos(turn), half * np.sin(turn)
+        ImageDraw.Draw(defect).line((x - dx, y - dy, x + dx, y + dy), fill=255, width=4)
+        image += gaussian_filter(np.asarray(defect) / 255, 0.8) * rng.uniform(60, 80)
+    return image.clip(0, 255).astype(np.uint8)
 
 
 def save(image, folder, i):
@@ -144,6 +168,10 @@ def main(argv=None):
         for i in range(count):
             rng = np.random.default_rng([zlib.crc32(kind.encode()), i])
             save(draw_wafer(kind, rng), folder / "wafers" / kind, i)
+    rng = np.random.default_rng(5)
+    for kind, count in TEXTURES.items():
+        for i in range(count):
+            save(draw_texture(kind, rng), folder / "textures" / kind, i)
 
 
 if __name__ == "__main__":

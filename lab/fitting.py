@@ -26,6 +26,7 @@ CROPS = {True: 0.25, False: 0.06}  # where a defect's place says nothing, large 
 # floor is half of LONG, the ceiling about half an hour. How it was chosen: study/recorded/README.md.
 LONG, FLOOR, CEILING = 60_000, 30_000, 1_000_000
 FEWEST, MOST = 24, 48
+HARD = 0.1  # of R²: where the linear classifier explains less, a small set is shown LONG images, too
 EPOCH = 2_400  # what an epoch shows of a smaller set, by repeating its images
 
 # The probe: a linear classifier on the responses to random patches (Coates, Lee, Ng 2011).
@@ -78,26 +79,29 @@ def is_coloured(path):
     return float(np.ptp(small, axis=-1).mean()) > 4
 
 
-def fit_length(images, recipe, free):
-    """The Fit of `repeats` and `epochs` to a training split of so many images."""
-    values = {}
+def fit_length(images, recipe, free, explained=1.0):
+    """The Fit of `repeats` and `epochs` to a training split of so many images, of whose classes a linear
+    classifier explains so much (R²)."""
+    values, most = {}, MOST * images if explained >= HARD else LONG
     if "repeats" in free:
         values["repeats"] = max(1, round(EPOCH / images))
     epoch = images * values.get("repeats", recipe.repeats)
     if "epochs" in free:
-        wanted = min(max(FLOOR, FEWEST * images, min(LONG, MOST * images)), CEILING)
+        wanted = min(max(FLOOR, FEWEST * images, min(LONG, most)), CEILING)
         values["epochs"] = max(1, round(wanted / epoch))
     recipe = dataclasses.replace(recipe, **values)
     shown, times = epoch * recipe.epochs, recipe.epochs * recipe.repeats
     often = "once" if times == 1 else f"{times} times"
     why = f"{images:,} training images are shown {often} each, {shown:,} in all"
+    if most > MOST * images:
+        why += f": longer, as a linear classifier explains little (R² {explained:.3f} is less than {HARD})"
     return Fit(recipe, {name: why for name in values})
 
 
 def fit_recipe(split, recipe, free):
     """The Fit of a recipe to a training Split, in those of its values whose names are in `free`."""
-    recipe, reasons = fit_length(len(split), recipe, free)
-    recipe, measured = _fit_invariances(split, recipe, free)
+    recipe, measured, explained = _fit_invariances(split, recipe, free)
+    recipe, reasons = fit_length(len(split), recipe, free, explained)
     if len(split) < FEW:
         few = f"{len(split)} training images are fewer than {FEW}"
         if "mixup" in free:
@@ -111,17 +115,18 @@ def fit_recipe(split, recipe, free):
 
 
 def _fit_invariances(split, recipe, free):
-    """The Fit of `standardize`, flips, transposition and shifts, to what tells the classes apart."""
+    """The Fit of `standardize`, flips, transposition and shifts to what tells the classes apart, and how much
+    of them a linear classifier explains (R²; 1 where that is not measured)."""
     symmetries = [name for name in SYMMETRIES if name in free]
     measured = [name for name in ("standardize", *symmetries, "crop") if name in free]
     if not measured:
-        return Fit(recipe, {})
+        return *Fit(recipe, {}), 1.0
     rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:PROBED]
     labels, pixels = split.labels[rows], split.pixels[split.rows[rows]]
     groups = [split.digests[row] for row in rows]
     if torch.bincount(labels).max() < FOLDS or len(set(groups)) < FOLDS:
         few = "too few images a class, or groups of them, to measure what is lost by it"
-        return Fit(recipe, dict.fromkeys(measured, few))
+        return *Fit(recipe, dict.fromkeys(measured, few)), 1.0
     cut = cut_folds(labels, groups, FOLDS)
     folds = [tuple(map(torch.from_numpy, sides)) for sides in cut]
     among = f"{len(labels):,} held-out training images"
@@ -146,7 +151,8 @@ def _fit_invariances(split, recipe, free):
         values["crop"] = CROPS[kept]
         lose = f"large shifts may lose {SHIFTED} or a standard error"
         reasons["crop"] = f"R² of a linear classifier: {words} ({among}; {lose})"
-    return Fit(dataclasses.replace(recipe, **values), reasons)
+    explained = 1 - float(linear.weight @ linear.residual)
+    return *Fit(dataclasses.replace(recipe, **values), reasons), explained
 
 
 class _Probe:

@@ -191,6 +191,22 @@ def test_the_training_has_a_floor_and_a_ceiling_in_images_shown(images):
     assert recipe.epochs <= 25  # each ends with a look at the test images
 
 
+def needle(k, rng):
+    """Noise, in class 1 with a dot of three pixels anywhere."""
+    image, (y, x) = rng.normal(140, 20, (64, 64)), rng.integers(4, 60, 2)
+    image[y, x : x + 3] -= 60 * k
+    return image
+
+
+def test_what_a_linear_classifier_hardly_explains_is_trained_for_longer():
+    hard, easy = (fitting.fit_recipe(split_of(draw), RECIPE, FITTED) for draw in (needle, line))
+    shown = [60 * fit.recipe.repeats * fit.recipe.epochs for fit in (hard, easy)]
+    assert 57_000 <= shown[0] <= 63_000 and 28_000 <= shown[1] <= 32_000
+    assert "explains little" in hard.reasons["epochs"] and "explains" not in easy.reasons["epochs"]
+    given = dataclasses.replace(RECIPE, epochs=3)
+    assert fitting.fit_recipe(split_of(needle), given, FITTED - {"epochs"}).recipe.epochs == 3
+
+
 def test_classes_of_one_or_two_images_are_not_probed():
     fit = fitting.fit_recipe(split_of(grain, classes=5, count=2), RECIPE, FITTED)
     assert (fit.recipe.flip, fit.recipe.standardize) == (RECIPE.flip, RECIPE.standardize)
