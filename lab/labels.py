@@ -7,6 +7,7 @@ import unicodedata
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
+import data
 from lab.archives import decode_names
 from lab.errors import InputError
 from lab.files import name_images
@@ -162,8 +163,8 @@ def _columns(rows, index, named, table):
 def read_labels(text, folder, paths, files, left_out, notes):
     """(the tables, sorted (class, name, path) of the images that they label); others go into `left_out`.
 
-    Of a ready-made split each part may have a table: those of the same name among `files` are read, too, for
-    the images below their folder that have no row yet. InputError where the table or its columns cannot be
+    Of a ready-made split each part may have a table: with one those of the others are read, too, for the
+    images below their folder that have no row yet. InputError where the table or its columns cannot be
     told, or a row fits several images.
     """
     table, named = _parse(text)
@@ -172,9 +173,7 @@ def read_labels(text, folder, paths, files, left_out, notes):
         table = folder / (table if (folder / table).exists() else next(same, table))
     labels = _read_table(table, named, folder, paths, notes)
     tables = [table]
-    for path in files:
-        if path.name != table.name or (folder / path).resolve() == table.resolve():
-            continue
+    for path in _other_parts(table, folder, files):
         rest = [p for p in paths if p not in labels and p.is_relative_to(path.parent)]
         if rest:
             try:
@@ -195,6 +194,13 @@ def read_labels(text, folder, paths, files, left_out, notes):
     if len({label for label, _ in images}) < 2:
         raise InputError(f"{table} gives no two classes: name the columns, --labels '{table}:image,label'")
     return tables, name_images([(label, folder / path) for label, path in images], folder)
+
+
+def _other_parts(table, folder, files):
+    """The tables of the same name in other parts of a ready-made split, where this one is of a part."""
+    same = [path for path in files if path.name == table.name and re.fullmatch(data.SPLIT, path.parent.name)]
+    here = [path for path in same if (folder / path).resolve() == table.resolve()]
+    return [path for path in same if path not in here] if here else []
 
 
 def _read_table(table, named, folder, paths, notes):

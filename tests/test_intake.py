@@ -360,21 +360,25 @@ def test_each_part_of_a_ready_made_split_may_have_a_table_of_its_own(tmp_path):
     """As Roboflow exports several labels: a column of 0 and 1 for each class, pictures of the same names."""
     folder = tmp_path / "d"
     for place, part in enumerate(("train", "valid", "test")):
-        rows = [f"{i}.png,{i % 2},{1 - i % 2}" for i in range(4)]
+        rows = [f"p{i}.png,{i % 2},{1 - i % 2}" for i in range(4)]
         for i in range(4):
-            draw(folder / part / f"{i}.png", 10 * place + i)
+            draw(folder / part / f"p{i}.png", 10 * place + i)
         (folder / part / "_classes.csv").write_text("\n".join(["filename, crack, ok", *rows]))
-    expected = {f"{i}.png": ("ok", "crack")[i % 2] for i in range(4)}
+    expected = {f"p{i}.png": ("ok", "crack")[i % 2] for i in range(4)}
     for table in ("_classes.csv", "train/_classes.csv", folder / "train" / "_classes.csv"):
         found = layout.understand(folder, Choices(labels=str(table)))
         assert Counter(path.parent.name for *_, path in found.images) == dict(train=4, valid=4, test=4)
         assert all(label == expected[path.name] for label, _, path in found.images)
         assert not found.left_out
         assert sum(note.startswith("labels are read from") for note in found.notes) == 2
+    # A table that is of no part stands alone: it may choose some of the images.
+    (tmp_path / "_classes.csv").write_text("filename,crack,ok\ntrain/p0.png,1,0\ntrain/p1.png,0,1")
+    found = layout.understand(folder, Choices(labels=str(tmp_path / "_classes.csv")))
+    assert [label for label, *_ in found.images] == ["crack", "ok"]
     # Another table changes nothing of what the named one says, and one that cannot be read is told.
-    (folder / "_classes.csv").write_text("filename,crack,ok\ntrain/0.png,1,0\nvalid/0.png,0,1")
+    (folder / "_classes.csv").write_text("filename,crack,ok\ntrain/p0.png,1,0\nvalid/p0.png,0,1")
     found = layout.understand(folder, Choices(labels="train/_classes.csv"))
-    assert {path.parent.name: label for label, _, path in found.images if path.stem == "0"}["train"] == "ok"
+    assert {path.parent.name: label for label, _, path in found.images if path.stem == "p0"}["train"] == "ok"
     (folder / "valid" / "_classes.csv").write_text("{}")
     found = layout.understand(folder, Choices(labels="train/_classes.csv"))
     assert [(row.reason, row.files) for row in found.left_out][:1] == [("not in _classes.csv", 4)]
