@@ -151,8 +151,7 @@ def _fit_invariances(split, recipe, free):
         values["crop"] = CROPS[kept]
         lose = f"large shifts may lose {SHIFTED} or a standard error"
         reasons["crop"] = f"R² of a linear classifier: {words} ({among}; {lose})"
-    explained = 1 - float(linear.weight @ linear.residual)
-    return *Fit(dataclasses.replace(recipe, **values), reasons), explained
+    return *Fit(dataclasses.replace(recipe, **values), reasons), linear.r_squared(linear.residual)
 
 
 class _Probe:
@@ -169,9 +168,13 @@ class _Probe:
         self.seen = [_features(images, self.filters)]
         self.residual = self._residual(self.seen)
 
+    def r_squared(self, residual):
+        """The coefficient of determination, mean of the classes."""
+        return 1 - float(self.weight @ residual)
+
     def explained(self, residual):
-        """The coefficient of determination, mean of the classes, in words."""
-        return f"{1 - float(self.weight @ residual):.3f}"
+        """It in words."""
+        return f"{self.r_squared(residual):.3f}"
 
     def symmetries(self):
         """(names of the SYMMETRIES by which nothing is lost, what is explained in words)."""
