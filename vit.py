@@ -7,7 +7,7 @@ Shapes in comments: b images, n tokens, d = dim (token width), h heads, k = dim_
 """
 
 import torch
-from einops import einsum, rearrange, repeat
+from einops import einsum, rearrange, reduce, repeat
 from einops.layers.torch import Rearrange
 from torch import nn
 
@@ -87,8 +87,8 @@ class Transformer(nn.Module):
 class ViT(nn.Module):
     """Images (b, channels, height, width) -> logits (b, num_classes).
 
-    Sizes are in pixels, one number or (height, width). `pool` is "cls" (the class token, as in the paper) or
-    "mean" (the mean of all tokens). ValueError for another, or where the image does not divide into patches.
+    Sizes are in pixels, one number or (height, width). `pool` is "cls" (the class token, as in the paper), or
+    "mean" or "max" of all tokens. ValueError for another, or where the image does not divide into patches.
     """
 
     def __init__(self, *, image_size, patch_size, num_classes, dim, depth, heads, mlp_dim, pool="cls",
@@ -97,8 +97,8 @@ class ViT(nn.Module):
         (height, width), (p1, p2) = pair(image_size), pair(patch_size)  # p: P in the paper
         if height % p1 or width % p2:
             raise ValueError(f"an image of {height}x{width} pixels does not divide into patches of {p1}x{p2}")
-        if pool not in ("cls", "mean"):
-            raise ValueError(f"pool must be 'cls' or 'mean', not {pool!r}")
+        if pool not in ("cls", "mean", "max"):
+            raise ValueError(f"pool must be 'cls', 'mean' or 'max', not {pool!r}")
         num_patches, self.pool = (height // p1) * (width // p2), pool
         self.to_patch_embedding = nn.Sequential(
             Rearrange("b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=p1, p2=p2),
@@ -134,5 +134,5 @@ class ViT(nn.Module):
         cls_tokens = repeat(self.cls_token + self.pos_embedding[:, :1], "1 1 d -> b 1 d", b=x.shape[0])
         x = self.transformer(self.dropout(torch.cat((cls_tokens, x), dim=1)))
         # Equation 4: y = LN(z_L^0); the norm is the first layer of the head.
-        x = x.mean(dim=1) if self.pool == "mean" else x[:, 0]
+        x = x[:, 0] if self.pool == "cls" else reduce(x, "b n d -> b d", self.pool)
         return self.mlp_head(self.to_latent(x))

@@ -35,6 +35,7 @@ SIDE, PATCH, FILTERS, FOLDS, RIDGE = 40, 7, 32, 3, 0.1
 HALF = (SIDE - PATCH + 1) // 2  # of the side of a filter's responses
 # Of R², what may be lost: on NEU-CLS and X-SDD, where they pay, large shifts cost up to 0.02, flips 0.01.
 SHIFTED, TURNED = 0.03, 0.015
+POOLED = 0.03  # of R², by which the largest responses must explain more than the mean ones
 LIGHT, DIM = 1.5, 0.05  # times as much left unexplained without the light of the images, and more: it is kept
 FEW, FEW_MIXUP = 100, 0.2  # training images below which blending pairs pays, and a mimetic start may not
 SYMMETRIES = {  # each in words, and how it turns an image
@@ -115,10 +116,10 @@ def fit_recipe(split, recipe, free):
 
 
 def _fit_invariances(split, recipe, free):
-    """The Fit of `standardize`, flips, transposition and shifts to what tells the classes apart, and how much
-    of them a linear classifier explains (R²; 1 where that is not measured)."""
+    """The Fit of `standardize`, `pool`, flips, transposition and shifts to what tells the classes apart, and
+    how much of them a linear classifier explains (R²; 1 where that is not measured)."""
     symmetries = [name for name in SYMMETRIES if name in free]
-    measured = [name for name in ("standardize", *symmetries, "crop") if name in free]
+    measured = [name for name in ("standardize", "pool", *symmetries, "crop") if name in free]
     if not measured:
         return *Fit(recipe, {}), 1.0
     rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:PROBED]
@@ -141,6 +142,11 @@ def _fit_invariances(split, recipe, free):
         words = f"{even.explained(even.residual)} standardised, {raw.explained(raw.residual)} not"
         lose = "raw only where that leaves a third less unexplained"
         reasons["standardize"] = f"R² of a linear classifier: {words} ({among}; {lose})"
+    if "pool" in free:
+        local, words = linear.pooling()
+        values["pool"] = "max" if local else "mean"
+        lose = f"the maximum only where the largest explain more, by {POOLED} and a standard error"
+        reasons["pool"] = f"R² of a linear classifier: {words} ({among}; {lose})"
     if symmetries:
         kept, words = linear.symmetries()
         values |= {name: name in kept for name in symmetries}
@@ -175,6 +181,18 @@ class _Probe:
     def explained(self, residual):
         """It in words."""
         return f"{self.r_squared(residual):.3f}"
+
+    def pooling(self):
+        """(whether the largest responses explain more than the mean ones, what is explained in words).
+
+        So it is where a small thing tells the class, which a mean over the image dilutes (Oquab et al.,
+        CVPR 2015: the maximum over places finds objects that fill little of an image).
+        """
+        largest, rest = self.seen[0].tensor_split([2 * FILTERS], 1)
+        means = rest[:, : 8 * FILTERS].unflatten(1, (2 * FILTERS, 4)).mean(2)  # of the four quarters
+        residuals = [self._residual([features]) for features in (largest, means)]
+        words = "{} of the largest responses, {} of the mean ones".format(*map(self.explained, residuals))
+        return is_lost(*residuals, self.weight, least=POOLED), words
 
     def symmetries(self):
         """(names of the SYMMETRIES by which nothing is lost, what is explained in words)."""

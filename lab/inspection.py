@@ -5,6 +5,7 @@ Nothing here changes what vit.py computes: the attention weights are read by hoo
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import data
@@ -27,12 +28,14 @@ def _evenly(count, most):
 
 @torch.no_grad()
 def _attention(model, images, keep):
-    """keep(weights) of each block, where weights are (b, heads, n + 1, n + 1) for images (b, c, h, w)."""
-    kept = []
+    """([keep(weights) of each block], tokens): weights are (b, heads, n + 1, n + 1) for images (b, c, h, w),
+    and tokens (b, n + 1, d) what the last block gives."""
+    kept, tokens = [], []
     blocks = [module for module in model.modules() if isinstance(module, Attention)]
     hooks = [
         b.attend.register_forward_hook(lambda _, __, weights: kept.append(keep(weights))) for b in blocks
     ]
+    hooks.append(model.transformer.register_forward_hook(lambda _, __, output: tokens.append(output)))
     training = model.training
     model.eval()
     try:
@@ -41,12 +44,17 @@ def _attention(model, images, keep):
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return kept
+    return kept, tokens[0]
 
 
-def _read_out(weights, pool):
-    """The row that the head reads, (..., n + 1, n + 1) -> (..., n + 1): the class token's, or the mean."""
-    return weights.mean(dim=-2) if pool == "mean" else weights[..., 0, :]
+def _shares(tokens, pool):
+    """How much of what the head reads is of each token: (b, n + 1, d) -> (b, n + 1), float64, sums of one.
+    Of the maximum the share of the features in which a token has the largest value."""
+    n = tokens.shape[1]
+    if pool == "max":
+        return F.one_hot(tokens.argmax(dim=1), n).double().mean(dim=1).cpu()
+    row = torch.full((n,), 1 / n) if pool == "mean" else F.one_hot(torch.tensor(0), n)
+    return row.double().expand(len(tokens), n)
 
 
 def _to_patches(weights):
@@ -61,15 +69,16 @@ def attention_rollout(model, images):
 
     Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3: the weights of a block
     averaged over its heads, half of them replaced by the identity for the residual connection, and the
-    blocks multiplied. The row of the class token is read, or for mean pooling the mean of all rows. The
-    class token's own column is left out and each row of n patches sums to one.
+    blocks multiplied. The rows are read as the head reads the tokens: the class token's, the mean of all, or
+    for the maximum the mean weighted by `_shares`. The class token's own column is left out and each row of n
+    patches sums to one.
     """
-    blocks = _attention(model, images, lambda weights: weights.cpu().double().mean(dim=1))  # over the heads
+    blocks, tokens = _attention(model, images, lambda weights: weights.cpu().double().mean(dim=1))  # of heads
     identity = torch.eye(blocks[0].shape[-1], dtype=torch.float64)
     rollout = identity
     for block in blocks:
         rollout = (0.5 * block + 0.5 * identity) @ rollout
-    return _to_patches(_read_out(rollout, model.pool)).numpy()
+    return _to_patches((_shares(tokens, model.pool)[:, None] @ rollout).squeeze(1)).numpy()
 
 
 def patch_distances(rows, columns, patch_size):
@@ -93,18 +102,21 @@ def attention_distance(model, images, distances):
         return (weights * distances.to(weights.device)).sum(dim=-1).mean(dim=-1).sum(dim=0).cpu().double()
 
     # One by one: a GPU may be too small for more.
-    parts = [torch.stack(_attention(model, image, keep)) for image in images.split(1)]
+    parts = [torch.stack(_attention(model, image, keep)[0]) for image in images.split(1)]
     return (sum(parts) / len(images)).numpy()
 
 
 def attention_maps(model, image):
     """What the model's output reads from each patch, by block and head: image (c, h, w) -> (k, m, n) numpy.
 
-    A map is the class token's row of weights, or for mean pooling the mean of all rows; the class token's
+    A map has the rows of weights as the head reads the tokens, as in `attention_rollout`; the class token's
     own column is left out and a map sums to one. At most MAX_BLOCKS blocks and MAX_HEADS heads, evenly
     chosen; also returns the two lists of their numbers, from 0.
     """
-    rows = _attention(model, image[None], lambda weights: _read_out(weights[0], model.pool).cpu().double())
+    _, tokens = _attention(model, image[None], lambda weights: None)
+    shares = _shares(tokens, model.pool)[0]
+    # Once more, as to keep all the weights of a large model takes gigabytes.
+    rows, _ = _attention(model, image[None], lambda weights: (shares.to(weights) @ weights[0]).cpu().double())
     maps = _to_patches(torch.stack(rows)).numpy()
     blocks, heads = _evenly(len(maps), MAX_BLOCKS), _evenly(maps.shape[1], MAX_HEADS)
     return maps[blocks][:, heads], blocks, heads

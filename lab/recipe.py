@@ -19,7 +19,7 @@ from lab.errors import InputError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 # What lab/fitting.py chooses for the recipe `default`.
-_FITTED = "channels mimetic standardize flip vertical_flip transpose crop mixup repeats epochs"
+_FITTED = "channels pool mimetic standardize flip vertical_flip transpose crop mixup repeats epochs"
 FITTED = frozenset(_FITTED.split())
 
 
@@ -41,7 +41,11 @@ class Recipe:
     heads: int = _value(4, "attention heads a block", 1, 1024)
     dim_head: int = _value(32, "width of a head", 1, 16384)
     mlp_dim: int = _value(256, "hidden width of the MLP", 1, 65536)
-    pool: str = _value("mean", "what the head reads: class token or mean", choices=("cls", "mean"))
+    pool: str = _value(
+        "mean",
+        "what the head reads: the class token, or all tokens' mean or maximum",
+        choices=("cls", "mean", "max"),
+    )
     dropout: float = _value(0.0, "dropout in the encoder, probability", 0.0, 0.99)
     emb_dropout: float = _value(0.0, "dropout after the embedding, probability", 0.0, 0.99)
     mimetic: bool = _value(False, "attention and positions start as training leaves them, near to near")

@@ -113,6 +113,12 @@ CHANGED = {  # hyperparameters in words, where their name with spaces is not yet
 }  # fmt: skip
 
 
+def pooled(pool):
+    """What the head reads, in words."""
+    words = {"cls": "the class token", "mean": "the mean of all tokens"}
+    return words.get(pool, "the maximum of each feature over all tokens")
+
+
 def changed_to(row):
     """A diary's row in words: "depth 9", "no mixup"."""
     name, value = row.name, row.value
@@ -120,7 +126,7 @@ def changed_to(row):
     if name == "muon_learning_rate" and value == 0:
         return "AdamW, no Muon"
     if name == "pool":
-        return "class token" if value == "cls" else "mean of tokens"
+        return pooled(value).removeprefix("the ")
     if value is False or value == "off" or (value == 0 and name not in ("learning_rate", "warmup_epochs")):
         return f"no {words}"
     return words if value is True else f"{words} {setting(value)}"
@@ -144,7 +150,7 @@ def sentence(text):
     return f"{text[0].upper()}{text[1:]}."
 
 
-FILTERS = {f.__name__: f for f in (percent, whole, points, effect, pixels, setting, sentence, shorten)}
+FILTERS = {f.__name__: f for f in (percent, whole, points, effect, pixels, pooled, setting, sentence, shorten)}
 
 
 def excerpts(record):

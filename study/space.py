@@ -12,7 +12,7 @@ SPACE = {
     "heads": (2, 4, 8),
     "dim_head": (16, 32, 64),
     "mlp_dim": (128, 256, 512, 1024),
-    "pool": ("cls", "mean"),
+    "pool": ("cls", "mean", "max"),
     "dropout": FloatDistribution(0.0, 0.3),
     "emb_dropout": FloatDistribution(0.0, 0.3),
     "mimetic": (False, True),

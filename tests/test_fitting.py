@@ -162,7 +162,7 @@ def test_what_a_user_sets_stands():
     fit = fitting.fit_recipe(split_of(wedge), RECIPE, FITTED - flips - {"repeats", "mixup", "mimetic"})
     assert fit.recipe.flip and not fit.recipe.transpose
     assert (fit.recipe.repeats, fit.recipe.mixup) == (1, RECIPE.mixup)
-    assert set(fit.reasons) == {"epochs", "standardize", "crop"}
+    assert set(fit.reasons) == {"epochs", "standardize", "pool", "crop"}
     assert fitting.fit_recipe(split_of(wedge), RECIPE, frozenset()) == (RECIPE, {})
 
 
@@ -196,6 +196,14 @@ def needle(k, rng):
     image, (y, x) = rng.normal(140, 20, (64, 64)), rng.integers(4, 60, 2)
     image[y, x : x + 3] -= 60 * k
     return image
+
+
+def test_a_small_thing_anywhere_is_told_by_the_maximum_and_a_texture_by_the_mean():
+    needles, grains = (fitting.fit_recipe(split_of(draw), RECIPE, FITTED) for draw in (needle, grain))
+    assert (needles.recipe.pool, grains.recipe.pool) == ("max", "mean")
+    assert "of the largest responses" in needles.reasons["pool"]
+    free = FITTED - {"pool"}
+    assert fitting.fit_recipe(split_of(needle), RECIPE, free).recipe.pool == "mean"  # as was set
 
 
 def test_what_a_linear_classifier_hardly_explains_is_trained_for_longer():

@@ -17,10 +17,15 @@ def small_vit(pool="mean", **changes):
     return ViT(num_classes=3, dim_head=5, pool=pool, **sizes | changes)
 
 
+def embedded(model, images):
+    """The tokens that enter the first block, (b, n + 1, d)."""
+    x = model.to_patch_embedding(images)
+    return torch.cat((model.cls_token.expand(len(x), -1, -1), x), 1) + model.pos_embedding
+
+
 def weights_of(model, images):
     """The attention of all blocks, (depth, b, heads, n + 1, n + 1), computed beside the model."""
-    x = model.to_patch_embedding(images)
-    x = torch.cat((model.cls_token.expand(len(x), -1, -1), x), 1) + model.pos_embedding
+    x = embedded(model, images)
     blocks = []
     for attention, feed_forward in model.transformer.layers:
         q, k, _ = attention.fn.to_qkv(attention.norm(x)).chunk(3, dim=-1)
@@ -31,7 +36,17 @@ def weights_of(model, images):
     return torch.stack(blocks).detach().double().numpy()
 
 
-@pytest.mark.parametrize("pool", ["mean", "cls"])
+def read_by_the_head(model, images, rows):
+    """Of rows (b, ..., 10, 10), (b, ..., 10): those of the tokens that the head reads."""
+    if model.pool == "max":
+        won = model.transformer(embedded(model, images)).argmax(dim=1)  # where a feature is largest, (b, d)
+        return np.stack(
+            [np.mean([row[..., token, :] for token in tokens], 0) for row, tokens in zip(rows, won)]
+        )
+    return rows.mean(axis=-2) if model.pool == "mean" else rows[..., 0, :]
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls", "max"])
 def test_rollout_is_the_product_of_the_blocks_attention(pool):
     model, images = small_vit(pool), torch.randn(3, 1, 12, 12)
     before = model(images)
@@ -40,7 +55,7 @@ def test_rollout_is_the_product_of_the_blocks_attention(pool):
     product = np.stack([np.eye(10)] * 3)
     for weights in weights_of(model, images):
         product = (weights.mean(axis=1) + np.eye(10)) / 2 @ product
-    row = (product.mean(1) if pool == "mean" else product[:, 0])[:, 1:]
+    row = read_by_the_head(model, images, product)[:, 1:]
     assert rollout == pytest.approx(row / row.sum(1, keepdims=True), abs=1e-6)
     assert torch.equal(model(images), before)
     assert model.training
@@ -115,12 +130,12 @@ def test_attention_distance_is_averaged_over_patches_and_images():
     assert distance(model, images) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("pool", ["mean", "cls"])
+@pytest.mark.parametrize("pool", ["mean", "cls", "max"])
 def test_attention_maps_are_what_the_output_reads(pool):
     model, image = small_vit(pool, heads=3), torch.randn(1, 12, 12)
     maps, blocks, heads = inspection.attention_maps(model, image)
     weights = weights_of(model, image[None])[:, 0]
-    rows = (weights.mean(axis=2) if pool == "mean" else weights[:, :, 0])[..., 1:]
+    rows = read_by_the_head(model, image[None], weights[None])[0][..., 1:]
     assert maps == pytest.approx(rows / rows.sum(axis=-1, keepdims=True), abs=1e-6)
     assert (list(blocks), list(heads)) == ([0, 1], [0, 1, 2])
 

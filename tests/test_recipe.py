@@ -45,7 +45,7 @@ def test_settings_win_over_the_recipe_and_whole_numbers_do_for_floats(tmp_path):
         ("flip=1", "flip must be true or false, not 1"),
         ("depth=0", "depth must be from 1 to 256, not 0"),
         ("learning_rate=nan", "learning_rate must be from"),
-        ("pool=max", "pool must be cls or mean, not 'max'"),
+        ("pool=sum", "pool must be cls or mean or max, not 'sum'"),
         ("channels=2", "channels must be 1 or 3, not 2"),
         ("patch_size=7", "image_size = 200 does not divide into patches of patch_size = 7"),
         ("epochs", "write it as name=value"),

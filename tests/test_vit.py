@@ -78,6 +78,18 @@ def test_weights_of_the_public_implementation_load_strictly_and_agree(pool):
     torch.testing.assert_close(model(images), public(images), atol=1e-5, rtol=1e-5)
 
 
+def test_the_head_may_read_the_largest_value_of_each_feature():
+    """Of the tokens that the public implementation computes, which has no such head."""
+    torch.manual_seed(0)
+    public, model, kept = PublicViT(**TEMPLATE), ViT(**TEMPLATE, pool="max"), []
+    model.load_state_dict(public.state_dict(), strict=True)
+    public.transformer.register_forward_hook(lambda _, __, tokens: kept.append(tokens))
+    images = torch.randn(3, 1, 28, 28)
+    public(images)
+    largest = torch.stack(kept[0].unbind(1)).max(dim=0).values
+    torch.testing.assert_close(model(images), public.mlp_head(largest), atol=1e-5, rtol=1e-5)
+
+
 def test_template_model_prints_the_assignments_table():
     rows = [
         "ViT 3,264", "Sequential: 1-1 --", "Rearrange: 2-1 --", "Linear: 2-2 1,088", "Dropout: 1-2 --",
@@ -151,8 +163,8 @@ def test_a_mimetic_start_has_symmetric_attention_and_places_as_waves():
 def test_impossible_models_are_refused():
     with pytest.raises(ValueError, match="30x30 pixels does not divide into patches of 4x4"):
         ViT(**TEMPLATE | {"image_size": 30})
-    with pytest.raises(ValueError, match="'cls' or 'mean', not 'max'"):
-        ViT(**TEMPLATE | {"pool": "max"})
+    with pytest.raises(ValueError, match="'cls', 'mean' or 'max', not 'sum'"):
+        ViT(**TEMPLATE | {"pool": "sum"})
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 28, 32), (2, 1, 56, 28)])
