@@ -163,6 +163,24 @@ def test_the_words_on_attention_distance_follow_the_measurement(record, means, w
     assert "single heads of block 1" not in answer(change_recipe(changed, heads=1), "q10c")
 
 
+@pytest.mark.parametrize(
+    ("pool", "read"),
+    [
+        ("cls", "the class token"),
+        ("mean", "the mean of all tokens"),
+        ("max", "the maximum of each feature over all tokens"),
+    ],
+)
+def test_the_report_says_what_the_head_reads(record, bundle, pool, read):
+    changed = change_recipe(record, pool=pool)
+    page = flat(drawn(changed, bundle))
+    assert f"a linear head that reads {read}." in page
+    assert f"counts for {read}, which the head reads" in page
+    assert f"take {read} and normalise it" in flat(answer(changed, "q10a"))
+    assert ("This run pools otherwise" in answer(changed, "q10d")) == (pool != "cls")
+    assert ('<li id="ref-maximum">' in page) == (pool == "max")
+
+
 def test_the_caption_says_where_not_all_blocks_and_heads_are_drawn(record, bundle):
     assert "evenly chosen" not in drawn(record, bundle)
     changed = change_recipe(record, depth=12)
