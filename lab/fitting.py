@@ -35,7 +35,9 @@ SIDE, PATCH, FILTERS, FOLDS, RIDGE = 40, 7, 32, 3, 0.1
 HALF = (SIDE - PATCH + 1) // 2  # of the side of a filter's responses
 # Of R², what may be lost: on NEU-CLS and X-SDD, where they pay, large shifts cost up to 0.02, flips 0.01.
 SHIFTED, TURNED = 0.03, 0.015
-POOLED = 0.03  # of R², by which the largest responses must explain more than the mean ones
+# Of R², by which the largest responses must explain more than the mean ones. The maximum over places finds
+# what fills little of an image (Oquab et al., CVPR 2015), the mean tells textures that are everywhere.
+POOLED = 0.03
 LIGHT, DIM = 1.5, 0.05  # times as much left unexplained without the light of the images, and more: it is kept
 FEW, FEW_MIXUP = 100, 0.2  # training images below which blending pairs pays, and a mimetic start may not
 SYMMETRIES = {  # each in words, and how it turns an image
@@ -142,21 +144,28 @@ def _fit_invariances(split, recipe, free):
         words = f"{even.explained(even.residual)} standardised, {raw.explained(raw.residual)} not"
         lose = "raw only where that leaves a third less unexplained"
         reasons["standardize"] = f"R² of a linear classifier: {words} ({among}; {lose})"
-    if "pool" in free:
-        local, words = linear.pooling()
-        values["pool"] = "max" if local else "mean"
-        lose = f"the maximum only where the largest explain more, by {POOLED} and a standard error"
-        reasons["pool"] = f"R² of a linear classifier: {words} ({among}; {lose})"
     if symmetries:
         kept, words = linear.symmetries()
         values |= {name: name in kept for name in symmetries}
         lose = f"each may lose {TURNED} or a standard error, transposition against none"
         reasons |= dict.fromkeys(symmetries, f"R² of a linear classifier: {words} ({among}; {lose})")
-    if "crop" in free:
-        kept, words = linear.shifts()
-        values["crop"] = CROPS[kept]
-        lose = f"large shifts may lose {SHIFTED} or a standard error"
-        reasons["crop"] = f"R² of a linear classifier: {words} ({among}; {lose})"
+    if {"crop", "pool"} & free:
+        anywhere, shifted = linear.shifts()
+        small, largest = linear.pooling()
+        more = f"the largest explain no more, by {POOLED} or a standard error"
+        fitted = {
+            "crop": (
+                CROPS[anywhere],
+                f"{shifted} ({among}; large shifts may lose {SHIFTED} or a standard error)",
+            ),
+            "pool": (
+                "mean" if anywhere and not small else "max",
+                f"{largest}, {shifted} ({among}; the mean only where {more}, and large shifts lose nothing)",
+            ),
+        }
+        for name in (name for name in fitted if name in free):
+            values[name], why = fitted[name]
+            reasons[name] = f"R² of a linear classifier: {why}"
     return *Fit(dataclasses.replace(recipe, **values), reasons), linear.r_squared(linear.residual)
 
 
@@ -183,11 +192,8 @@ class _Probe:
         return f"{self.r_squared(residual):.3f}"
 
     def pooling(self):
-        """(whether the largest responses explain more than the mean ones, what is explained in words).
-
-        So it is where a small thing tells the class, which a mean over the image dilutes (Oquab et al.,
-        CVPR 2015: the maximum over places finds objects that fill little of an image).
-        """
+        """(whether the largest responses explain more than the mean ones, what is explained in words): so it
+        is where a small thing tells the class, which a mean over the image dilutes."""
         largest, rest = self.seen[0].tensor_split([2 * FILTERS], 1)
         means = rest[:, : 8 * FILTERS].unflatten(1, (2 * FILTERS, 4)).mean(2)  # of the four quarters
         residuals = [self._residual([features]) for features in (largest, means)]

@@ -150,7 +150,8 @@ def sentence(text):
     return f"{text[0].upper()}{text[1:]}."
 
 
-FILTERS = {f.__name__: f for f in (percent, whole, points, effect, pixels, pooled, setting, sentence, shorten)}
+_FILTERS = percent, whole, points, effect, pixels, pooled, setting, sentence, shorten
+FILTERS = {f.__name__: f for f in _FILTERS}
 
 
 def excerpts(record):

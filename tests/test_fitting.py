@@ -198,10 +198,13 @@ def needle(k, rng):
     return image
 
 
-def test_a_small_thing_anywhere_is_told_by_the_maximum_and_a_texture_by_the_mean():
-    needles, grains = (fitting.fit_recipe(split_of(draw), RECIPE, FITTED) for draw in (needle, grain))
-    assert (needles.recipe.pool, grains.recipe.pool) == ("max", "mean")
-    assert "of the largest responses" in needles.reasons["pool"]
+def test_a_small_thing_is_told_by_the_maximum_and_a_texture_by_the_mean():
+    anywhere, placed, texture = (
+        fitting.fit_recipe(split_of(draw), RECIPE, FITTED) for draw in (needle, spot, grain)
+    )
+    assert (anywhere.recipe.pool, placed.recipe.pool, texture.recipe.pool) == ("max", "max", "mean")
+    assert anywhere.recipe.crop > placed.recipe.crop
+    assert "of the largest responses" in anywhere.reasons["pool"]
     free = FITTED - {"pool"}
     assert fitting.fit_recipe(split_of(needle), RECIPE, free).recipe.pool == "mean"  # as was set
 
