@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Sets on which the recipe was not tuned.
+"""Other sets than those by which the recipe was tuned.
 
     python bench/other_sets.py FOLDER --cells elpv-dataset --signs Sign-Language-Digits-Dataset \\
         --pcb DeepPCB --bricks CrackCV --coffee lara2018

@@ -152,7 +152,7 @@ def _fit_invariances(split, recipe, free):
     if {"crop", "pool"} & free:
         anywhere, shifted = linear.shifts()
         small, largest = linear.pooling()
-        more = f"the largest explain no more, by {POOLED} or a standard error"
+        more = f"the largest explain at most {POOLED} or a standard error more"
         fitted = {
             "crop": (
                 CROPS[anywhere],
@@ -163,9 +163,9 @@ def _fit_invariances(split, recipe, free):
                 f"{largest}, {shifted} ({among}; the mean only where {more}, and large shifts lose nothing)",
             ),
         }
-        for name in (name for name in fitted if name in free):
-            values[name], why = fitted[name]
-            reasons[name] = f"R² of a linear classifier: {why}"
+        for name, (value, why) in fitted.items():
+            if name in free:
+                values[name], reasons[name] = value, f"R² of a linear classifier: {why}"
     return *Fit(dataclasses.replace(recipe, **values), reasons), linear.r_squared(linear.residual)
 
 
