@@ -24,10 +24,8 @@ NEU_SIZES = {"crazing": 10, "inclusion": 10, "patches": 10}
 TINY = ["image_size=32", "patch_size=8", "dim=32", "depth=2", "heads=2", "dim_head=16", "mlp_dim=64"]
 TINY += ["epochs=6", "batch_size=8", "warmup_epochs=1", "learning_rate=2e-3"]
 # Not fitted to the images, which takes a second more.
-FITTED = (
-    "repeats=1 pool=mean standardize=true flip=true vertical_flip=true transpose=false crop=0.06 mixup=0.4"
-)
-TINY += FITTED.split()
+TINY += ["repeats=1", 'pool="mean"', "standardize=true", "flip=true", "vertical_flip=true"]
+TINY += ["transpose=false", "crop=0.06", "mixup=0.4"]
 TINY_SETTINGS = [part for setting in TINY for part in ("--set", setting)]
 TINY_ARGS = [*TINY_SETTINGS, "--no-verify"]  # that takes longer than such a run; test_verification.py
 
