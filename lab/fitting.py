@@ -82,9 +82,9 @@ def is_coloured(path):
     return float(np.ptp(small, axis=-1).mean()) > 4
 
 
-def fit_length(images, recipe, free, explained=1.0):
+def fit_length(images, recipe, free, explained=1.0, balanced=1.0):
     """The Fit of `repeats` and `epochs` to a training split of so many images, of whose classes a linear
-    classifier explains so much (R²)."""
+    classifier explains so much (R²). balanced: as many times as many are shown for the rare classes' sake."""
     values, most = {}, MOST * images if explained >= HARD else LONG
     if "repeats" in free:
         values["repeats"] = max(1, round(EPOCH / images))
@@ -95,7 +95,8 @@ def fit_length(images, recipe, free, explained=1.0):
     recipe = dataclasses.replace(recipe, **values)
     shown, times = epoch * recipe.epochs, recipe.epochs * recipe.repeats
     often = "once" if times == 1 else f"{times} times"
-    why = f"{images:,} training images are shown {often} each, {shown:,} in all"
+    rare = ", those of rare classes more often" * (balanced > 1)
+    why = f"{images:,} training images are shown {often} each{rare}, {round(shown * balanced):,} in all"
     if most > MOST * images:
         why += f": longer, as a linear classifier explains little (R² {explained:.3f} is less than {HARD})"
     return Fit(recipe, {name: why for name in values})
@@ -104,7 +105,9 @@ def fit_length(images, recipe, free, explained=1.0):
 def fit_recipe(split, recipe, free):
     """The Fit of a recipe to a training Split, in those of its values whose names are in `free`."""
     recipe, measured, explained = _fit_invariances(split, recipe, free)
-    recipe, reasons = fit_length(len(split), recipe, free, explained)
+    counts = torch.bincount(split.labels)[split.labels]
+    balanced = float(((counts.max() / counts) ** recipe.balance).mean())
+    recipe, reasons = fit_length(len(split), recipe, free, explained, balanced)
     if len(split) < FEW:
         few = f"{len(split)} training images are fewer than {FEW}"
         if "mixup" in free:

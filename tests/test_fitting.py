@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
-from data import Split
+from data import BatchLoader, Split
 from lab import fitting
 from lab.options import parse_options
 from lab.recipe import FITTED, RECIPES, Recipe, free_names, load_recipe
@@ -216,6 +217,17 @@ def test_what_a_linear_classifier_hardly_explains_is_trained_for_longer():
     assert "explains little" in hard.reasons["epochs"] and "explains" not in easy.reasons["epochs"]
     given = dataclasses.replace(RECIPE, epochs=3)
     assert fitting.fit_recipe(split_of(needle), given, FITTED - {"epochs"}).recipe.epochs == 3
+
+
+def test_what_rare_classes_are_shown_more_often_is_counted():
+    even = split_of(grain)
+    rare = even.take(torch.arange(39))  # 30 of one class, 9 of the other
+    told = [fitting.fit_recipe(split, RECIPE, FITTED) for split in (even, rare)]
+    assert "60 training images are shown 480 times each, 28,800 in all" in told[0].reasons["epochs"]
+    recipe = told[1].recipe
+    shown = len(BatchLoader(rare, recipe, "cpu", train=True).dataset) * recipe.epochs
+    words = re.search("those of rare classes more often, ([0-9,]+) in all", told[1].reasons["epochs"])
+    assert int(words[1].replace(",", "")) == pytest.approx(shown, rel=0.02)
 
 
 def test_classes_of_one_or_two_images_are_not_probed():
