@@ -95,8 +95,8 @@ def fit_length(images, recipe, free, explained=1.0, balanced=1.0):
     recipe = dataclasses.replace(recipe, **values)
     shown, times = epoch * recipe.epochs, recipe.epochs * recipe.repeats
     often = "once" if times == 1 else f"{times} times"
-    rare = ", those of rare classes more often" * (balanced > 1)
-    why = f"{images:,} training images are shown {often} each{rare}, {round(shown * balanced):,} in all"
+    rare = ", those of rare classes more often, about" * (balanced > 1) or ","
+    why = f"{images:,} training images are shown {often} each{rare} {round(shown * balanced):,} in all"
     if most > MOST * images:
         why += f": longer, as a linear classifier explains little (R² {explained:.3f} is less than {HARD})"
     return Fit(recipe, {name: why for name in values})

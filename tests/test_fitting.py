@@ -226,7 +226,7 @@ def test_what_rare_classes_are_shown_more_often_is_counted():
     assert "60 training images are shown 480 times each, 28,800 in all" in told[0].reasons["epochs"]
     recipe = told[1].recipe
     shown = len(BatchLoader(rare, recipe, "cpu", train=True).dataset) * recipe.epochs
-    words = re.search("those of rare classes more often, ([0-9,]+) in all", told[1].reasons["epochs"])
+    words = re.search("those of rare classes more often, about ([0-9,]+) in all", told[1].reasons["epochs"])
     assert int(words[1].replace(",", "")) == pytest.approx(shown, rel=0.02)
 
 
