@@ -52,7 +52,7 @@ def _shares(tokens, pool):
     Of the maximum the share of the features in which a token has the largest value."""
     n = tokens.shape[1]
     if pool == "max":
-        return F.one_hot(tokens.argmax(dim=1), n).double().mean(dim=1).cpu()
+        return F.one_hot(tokens.argmax(dim=1).cpu(), n).double().mean(dim=1)
     row = torch.full((n,), 1 / n) if pool == "mean" else F.one_hot(torch.tensor(0), n)
     return row.double().expand(len(tokens), n)
 
