@@ -95,7 +95,7 @@ def fit_length(images, recipe, free, explained=1.0, balanced=1.0):
     recipe = dataclasses.replace(recipe, **values)
     shown, times = epoch * recipe.epochs, recipe.epochs * recipe.repeats
     often = "once" if times == 1 else f"{times} times"
-    rare = ", those of rare classes more often, about" * (balanced > 1) or ","
+    rare = ", those of rare classes more often, about" if balanced > 1 else ","
     why = f"{images:,} training images are shown {often} each{rare} {round(shown * balanced):,} in all"
     if most > MOST * images:
         why += f": longer, as a linear classifier explains little (R² {explained:.3f} is less than {HARD})"
